@@ -1,0 +1,1 @@
+"""What two programs agree on: codecs, quantities, the MQTT payload. No IO."""

@@ -1,0 +1,118 @@
+"""Real parts for every test: an embedded PostgreSQL, TimescaleDB and mosquitto where they run, all on loopback."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from simulators.services import Broker, Postgres, free_port, new_password
+
+IN_CI = os.environ.get("CI") == "true"
+
+
+def stop(process: "subprocess.Popen[Any]", how: signal.Signals = signal.SIGINT) -> None:
+    """End a process this test run started."""
+    if process.poll() is None:
+        process.send_signal(how)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+
+
+def wait_for_postgres(dsn: str, timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            psycopg.connect(dsn, connect_timeout=2).close()
+            return
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """An embedded PostgreSQL server, empty."""
+    server = Postgres(tmp_path_factory.mktemp("postgres") / "data", free_port(), new_password())
+    server.initialize()
+    process = subprocess.Popen(
+        server.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **server.popen_arguments()
+    )
+    try:
+        wait_for_postgres(server.dsn)
+        yield server
+    finally:
+        stop(process)
+
+
+def missing_service(what: str) -> None:
+    """Under CI a missing service fails the run; elsewhere its tests are skipped and the reason printed."""
+    reason = f"{what} is not running; start it with `make services`"
+    if IN_CI:
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(params=["embedded", "timescaledb"])
+def empty_database(request: pytest.FixtureRequest) -> Iterator[str]:
+    """DSN of a fresh, empty database; once on embedded PostgreSQL and once on TimescaleDB."""
+    if request.param == "embedded":
+        admin = request.getfixturevalue("postgres").dsn
+    else:
+        admin = os.environ.get("GRIDLOOM_TEST_TIMESCALE_DSN", "")
+        if not admin:
+            missing_service("TimescaleDB (GRIDLOOM_TEST_TIMESCALE_DSN)")
+    name = f"t_{uuid4().hex}"
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    yield psycopg.conninfo.make_conninfo(admin, dbname=name)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+BROKER_USERS = {name: new_password() for name in ("cloud", "gw-1", "gw-2")}
+
+
+@pytest.fixture(scope="session")
+def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    broker = Broker(tmp_path_factory.mktemp("broker"), free_port(), BROKER_USERS)
+    broker.initialize()
+    process = subprocess.Popen(broker.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_port(broker.port)
+        yield broker
+    finally:
+        stop(process, signal.SIGTERM)
+
+
+def wait_for_port(port: int, timeout_s: float = 10) -> None:
+    import socket
+
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The facts and data beside the project; tests that read them are skipped where they are not."""
+    path = Path(__file__).resolve().parents[2] / "shared"
+    if not path.is_dir():
+        pytest.skip("../shared is not here")
+    return path
