@@ -170,9 +170,7 @@ def _pack_nullable(name: str, values: Sequence[Any]) -> tuple[bytes, bytes | Non
     return packed, bytes(bitmap)
 
 
-def encode_rows(
-    *, gateway: str, epoch: str, seq: int, kind: Kind, sent_at: datetime, rows: Sequence[Row]
-) -> bytes:
+def encode_rows(*, gateway: str, epoch: str, seq: int, kind: Kind, sent_at: datetime, rows: Sequence[Row]) -> bytes:
     """One batch of energy or power rows as MessagePack. A column that is null throughout is left out."""
     meters = sorted({row.meter for row in rows})
     index = {meter: i for i, meter in enumerate(meters)}
@@ -209,9 +207,7 @@ def encode_rows(
     )
 
 
-def encode_events(
-    *, gateway: str, epoch: str, seq: int, sent_at: datetime, events: Sequence[Event]
-) -> bytes:
+def encode_events(*, gateway: str, epoch: str, seq: int, sent_at: datetime, events: Sequence[Event]) -> bytes:
     return msgspec.msgpack.encode(
         _WireBatch(
             version=VERSION,
