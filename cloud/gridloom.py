@@ -1,4 +1,4 @@
-"""The ``gridloom`` command. Each command lives in the room it starts; a room is imported when its command is asked for."""
+"""The ``gridloom`` command. Each command lives in the room it starts, and is imported when it is asked for."""
 
 import importlib
 import logging

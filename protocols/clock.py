@@ -86,7 +86,8 @@ class SystemClock:
         await asyncio.sleep(real_s)
 
     async def sleep_until(self, moment: datetime) -> None:
-        while (left_s := (moment - self.now()).total_seconds()) > 0:
+        # Polled, because the clock file may change its rate while we sleep.
+        while (left_s := (moment - self.now()).total_seconds()) > 0:  # noqa: ASYNC110
             await asyncio.sleep(min(left_s / self.speed(), SLEEP_MAX_S))
 
 
@@ -102,4 +103,4 @@ def write_anchor(path: Path, anchor: Anchor) -> None:
     """Replace the file in one step, so that a reader never sees half of it."""
     fresh = path.with_suffix(".new")
     fresh.write_text(json.dumps(asdict(anchor)))
-    os.replace(fresh, path)
+    fresh.replace(path)

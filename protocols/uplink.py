@@ -88,14 +88,10 @@ def from_us(us: int) -> datetime:
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 
-class _Strict(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    pass
-
-
 Column = bytes | list[int | float | None]
 
 
-class Event(_Strict, omit_defaults=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """Something a gateway or a meter reports about itself. ``kind`` is snake_case, e.g. ``meter_silent``."""
 
     at: int
@@ -104,7 +100,7 @@ class Event(_Strict, omit_defaults=True, kw_only=True):
     detail: dict[str, str | int | float | bool | None] = {}
 
 
-class _WireBatch(_Strict, omit_defaults=True, kw_only=True):
+class _WireBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     version: int
     gateway: str
     epoch: str
@@ -239,10 +235,12 @@ def decode_batch(payload: bytes, content_type: str = MSGPACK) -> Batch:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PayloadError(f"payload: {error}") from error
     _check_header(wire)
+    columns: dict[str, bytes] = {}
+    valid: dict[str, bytes] = {}
     if wire.kind is Kind.EVENTS:
         if wire.columns or wire.meters or wire.valid:
             raise PayloadError("columns: none expected in a batch of events")
-        rows, columns, valid = len(wire.events), {}, {}
+        rows = len(wire.events)
         if rows > ROWS_MAX:
             raise PayloadError(f"events: {rows}, at most {ROWS_MAX} allowed")
     else:
@@ -323,7 +321,7 @@ def _check_columns(wire: _WireBatch) -> tuple[int, dict[str, bytes], dict[str, b
 # ---- what travels back, and the rest ---------------------------------------------------------------------------------
 
 
-class Receipt(_Strict, kw_only=True):
+class Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Seqs of ``epoch`` that are committed, stored or quarantined, as inclusive ranges. Only this deletes a batch."""
 
     version: int = VERSION
@@ -331,7 +329,7 @@ class Receipt(_Strict, kw_only=True):
     stored: list[tuple[int, int]]
 
 
-class Shed(_Strict, tag="demand_response", tag_field="kind"):
+class Shed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="demand_response", tag_field="kind"):
     """Open the relays of ``meters`` during [start, end), µs since 1970 UTC."""
 
     event: str
@@ -340,7 +338,7 @@ class Shed(_Strict, tag="demand_response", tag_field="kind"):
     meters: list[str]
 
 
-class Command(_Strict, kw_only=True):
+class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Executed at most once, also across a restart; answered by exactly one Reply. Void after ``expires_at``."""
 
     version: int = VERSION
@@ -357,7 +355,7 @@ class Outcome(StrEnum):
     EXPIRED = "expired"
 
 
-class Reply(_Strict, omit_defaults=True, kw_only=True):
+class Reply(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """``detail`` is a sentence for people; ``meters`` says per wire name what happened to it."""
 
     version: int = VERSION
@@ -368,7 +366,7 @@ class Reply(_Strict, omit_defaults=True, kw_only=True):
     meters: dict[str, str] = {}
 
 
-class Status(_Strict, omit_defaults=True, kw_only=True):
+class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """Retained. The broker publishes the will (``online=False``) when the gateway vanishes."""
 
     version: int = VERSION

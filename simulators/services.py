@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 LOOPBACK = "127.0.0.1"
 
@@ -95,7 +96,7 @@ class Postgres:
             *(f"--{name}={value}" for name, value in settings.items()),
         ]
 
-    def popen_arguments(self) -> dict[str, object]:
+    def popen_arguments(self) -> dict[str, Any]:
         """Keyword arguments for ``subprocess.Popen``: who the server runs as, and where."""
         return {"cwd": "/", **self._identity()}
 
@@ -109,7 +110,7 @@ class Postgres:
     def _user() -> str:
         return "pgserver" if os.geteuid() == 0 else ""
 
-    def _identity(self) -> dict[str, object]:
+    def _identity(self) -> dict[str, Any]:
         if not self._user():
             return {}
         account = pwd.getpwnam(self._user())
