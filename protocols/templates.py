@@ -71,11 +71,16 @@ class ModbusRelay(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModbusProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """File records: one file a day counted from ``day_zero``, ``MARK_WORDS`` registers a mark."""
+    """File records: one file a UTC day counted from ``day_zero``, ``MARK_WORDS`` registers a mark, high word first.
+
+    A register times ``scale`` is in Wh or varh; ``null`` is none, and as a mark's time: not in memory.
+    """
 
     interval_s: Positive
     marks_max: Annotated[int, Meta(gt=0, le=12)]
     day_zero: date
+    scale: Positive
+    null: int
 
 
 class ModbusTemplate(msgspec.Struct, tag="modbus-tcp", tag_field="protocol", frozen=True, forbid_unknown_fields=True):
