@@ -1,0 +1,322 @@
+"""The gateway at work: sweeps on marks, gaps from the meters' memory, clock checks, events, commands.
+
+Energy first, because it is money and exact at its mark however late it is read; then power, of this moment. A mark
+that was not read is a gap. One task per line fills gaps from the meters' load profiles, newest first, and gives way to
+sweeps (the bus sees to that).
+"""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from edge.bus import Bus
+from edge.model import Meter, PollFailure, Reason
+from gateway.commands import Commands, Refusal, Switchgear
+from gateway.config import Site
+from gateway.marks import Marks, Run
+from gateway.queue import BATCH_ROWS, Queue
+from gateway.uplink import Uplink
+from protocols.clock import Clock
+from protocols.quantities import Kind, Quality
+from protocols.uplink import Event, Row, Status, to_us
+
+logger = logging.getLogger(__name__)
+
+SETTLE: Final = timedelta(seconds=5)  # a meter needs a moment to freeze its registers at a mark
+PIECE_MARKS: Final = 24  # one read from memory: 6 h, 4 frames of DL/T 645; what a lost frame costs
+IDLE_S: Final = 1.0  # between two looks for gaps
+BACKFILL_FILL: Final = 0.5  # of the queue, then backfill pauses: memory of meters is a store too, live data has none
+CLOCK_OFFSET_MAX_S: Final = 60.0
+SILENT_POLLS: Final = 4  # in a row, energy and power: two sweeps before an event says so
+DAY_S: Final = 86_400
+ABSENT_WAIT_MIN: Final = timedelta(minutes=1)
+ABSENT_WAIT_MAX: Final = timedelta(hours=1)
+
+# Failures after which the meter certainly did not act on an order.
+_SURELY_STILL: Final = (Reason.REFUSED, Reason.BACKING_OFF, Reason.ABSENT, Reason.EXPIRED)
+
+
+class Agent:
+    """One gateway. ``run`` ends only by cancellation or by a damaged queue (sqlite3.DatabaseError)."""
+
+    def __init__(self, site: Site, queue: Queue, clock: Clock, *, software: str) -> None:
+        self._site = site
+        self._queue = queue
+        self._clock = clock
+        self._software = software
+        self._buses = {line.name: Bus(line, clock, site.dlt645_password) for line, _ in site.lines}
+        self._meters = {meter.name: (self._buses[line.name], meter) for line, meters in site.lines for meter in meters}
+        self._swept = queue.mark_of(clock.now())  # marks up to here are for backfill, later ones for sweeps
+        self._health = {name: _Health(name) for name in self._meters}
+        self._absent = {name: _Absent() for name in self._meters}
+        self._disk_is_full = False
+        self._uplink = Uplink(site.broker, queue, clock, receive=self._receive, status=self._status)
+        self._commands = Commands(
+            queue, clock, Switchgear(self._problem, self._switch), report=self._report, told=self._uplink.wake
+        )
+
+    async def run(self) -> None:
+        logger.info(
+            "gateway %s: %d meters on %d lines, epoch %s, %d batches queued",
+            self._site.gateway,
+            len(self._meters),
+            len(self._buses),
+            self._queue.epoch,
+            self._queue.batches,
+        )
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._uplink.run())
+                tasks.create_task(self._commands.run())
+                tasks.create_task(self._sweep_on_marks())
+                for line, meters in self._site.lines:
+                    tasks.create_task(self._backfill(self._buses[line.name], meters))
+        finally:
+            for bus in self._buses.values():
+                await bus.close()
+
+    # ---- sweeps ------------------------------------------------------------------------------------------------------
+
+    async def _sweep_on_marks(self) -> None:
+        while True:
+            # A mark that passed while the last sweep ran is a gap: its energy is in the meters' memory.
+            self._swept = max(self._swept, self._queue.mark_of(self._clock.now()))
+            mark = self._swept + 1
+            at = self._queue.at(mark)
+            await self._clock.sleep_until(at + SETTLE)
+            await self._sweep(Kind.ENERGY, at)
+            self._swept = mark
+            await self._sweep(Kind.POWER, at)
+
+    async def _sweep(self, kind: Kind, at: datetime) -> None:
+        """One batch from all meters; one that fails stops no other."""
+        asked_at = self._clock.now()
+        outcomes = await asyncio.gather(
+            *(
+                bus.read_energy(meter, at) if kind is Kind.ENERGY else bus.read_power(meter, at)
+                for bus, meter in self._meters.values()
+            )
+        )
+        rows: list[Row] = []
+        events: list[Event] = []
+        for (_, meter), outcome in zip(self._meters.values(), outcomes, strict=True):
+            health = self._health[meter.name]
+            events += health.heard(outcome, self._clock.now())
+            if isinstance(outcome, Row):
+                if kind is Kind.POWER:
+                    events += health.check_clock(outcome, asked_at)
+                rows.append(self._judged(outcome))
+        logger.debug("sweep %s at=%s rows=%d of %d", kind, at, len(rows), len(outcomes))
+        await self._keep(lambda: self._queue.append_rows(kind, rows, self._clock.now()) if rows else 0)
+        if events:
+            await self._keep(lambda: self._queue.append_events(events, self._clock.now()))
+
+    def _judged(self, row: Row) -> Row:
+        if self._health[row.meter].clock_is_wrong:
+            return replace(row, quality=row.quality | Quality.CLOCK_SUSPECT)
+        return row
+
+    # ---- gaps --------------------------------------------------------------------------------------------------------
+
+    async def _backfill(self, bus: Bus, meters: Sequence[Meter]) -> None:
+        """Fill gaps, newest first over all meters of a line; begin again after a sweep, which may leave new ones."""
+        while True:
+            rows: list[Row] = []
+            swept = self._swept
+            unheard: set[str] = set()  # asked once a pass; the line is better used
+            for meter, run in self._pieces(meters):
+                if self._swept != swept:
+                    break
+                if meter.name in unheard:
+                    continue
+                while self._queue.bytes > BACKFILL_FILL * self._queue.bytes_max:
+                    await self._clock.sleep(IDLE_S)
+                found = await self._read_piece(bus, meter, run)
+                if found is None:
+                    unheard.add(meter.name)
+                    continue
+                rows += found
+                if len(rows) >= BATCH_ROWS:
+                    await self._keep_energy(rows)
+                    rows = []
+            if rows:
+                await self._keep_energy(rows)
+            if self._swept == swept:
+                await self._clock.sleep(IDLE_S)
+
+    def _pieces(self, meters: Sequence[Meter]) -> list[tuple[Meter, Run]]:
+        """What is worth asking for now."""
+        now = self._clock.now()
+        end = self._swept + 1
+        first = end - self._site.backfill_days * DAY_S // self._site.interval_s
+        gaps: dict[int, list[tuple[Meter, Run]]] = {}
+        for meter in meters:
+            absent = self._absent[meter.name]
+            absent.release(now)
+            for gap in self._queue.gaps(meter.name, first, end):
+                for asked in absent.marks.gaps(*gap):
+                    for piece in _cut(asked):
+                        gaps.setdefault(piece.first // PIECE_MARKS, []).append((meter, piece))
+        return [piece for block in sorted(gaps, reverse=True) for piece in gaps[block]]
+
+    async def _read_piece(self, bus: Bus, meter: Meter, run: Run) -> list[Row] | None:
+        """The marks of ``run`` the meter has; None when it did not answer."""
+        health = self._health[meter.name]
+        if health.clock_is_wrong is None:
+            # What a meter with a wrong clock remembers is suspect: look at its clock before believing its memory.
+            asked_at = self._clock.now()
+            look = await bus.read_power(meter, asked_at)
+            if isinstance(look, Row):
+                for event in health.check_clock(look, asked_at):
+                    await self._report(event)
+        rows = await bus.read_profile(meter, self._queue.at(run.first), run.end - run.first)
+        if isinstance(rows, PollFailure):
+            logger.debug("gap not filled meter=%s reason=%s detail=%s", meter.name, rows.reason, rows.detail)
+            if rows.reason in (Reason.SILENT, Reason.BACKING_OFF, Reason.LINK_DOWN):
+                return None
+            # It refuses, or talks nonsense: no use asking the same at once.
+            self._absent[meter.name].add([run], self._clock.now() + ABSENT_WAIT_MIN)
+            return []
+        if len(rows) < run.end - run.first:
+            missing = Marks([run])
+            for row in rows:
+                mark = self._queue.mark_of(row.at)
+                missing.discard(mark, mark + 1)
+            now = self._clock.now()
+            # A slow clock has the newest mark a little later; what is long past will hardly appear.
+            age = now - self._queue.at(run.end - 1)
+            self._absent[meter.name].add(missing, now + min(max(age, ABSENT_WAIT_MIN), ABSENT_WAIT_MAX))
+        return [self._judged(row) for row in rows]
+
+    # ---- the queue ---------------------------------------------------------------------------------------------------
+
+    async def _keep_energy(self, rows: list[Row]) -> None:
+        await self._keep(lambda: self._queue.append_rows(Kind.ENERGY, rows, self._clock.now()))
+
+    async def _keep(self, write: Callable[[], object]) -> None:
+        """Write without holding the loop up. What a full disk refuses is not collected, so it is read again."""
+        try:
+            await asyncio.to_thread(write)
+        except sqlite3.OperationalError as error:
+            if not self._disk_is_full:
+                logger.error("queue cannot be written path=%s: %s; make room", self._queue.path, error)
+            self._disk_is_full = True
+            await self._clock.sleep(IDLE_S)
+            return
+        if self._disk_is_full:
+            logger.info("queue can be written again path=%s", self._queue.path)
+            self._disk_is_full = False
+        self._uplink.wake()
+
+    async def _report(self, event: Event) -> None:
+        await self._keep(lambda: self._queue.append_events([event], self._clock.now()))
+
+    def _status(self) -> Status:
+        end = self._swept + 1
+        first = end - self._site.backfill_days * DAY_S // self._site.interval_s
+        left = sum(gap.end - gap.first for name in self._meters for gap in self._queue.gaps(name, first, end))
+        return Status(
+            online=True,
+            at=to_us(self._clock.now()),
+            epoch=self._queue.epoch,
+            software=self._software,
+            meters=len(self._meters),
+            queued_batches=self._queue.batches,
+            queued_bytes=self._queue.bytes,
+            backfill_left=left,
+        )
+
+    # ---- commands ----------------------------------------------------------------------------------------------------
+
+    async def _receive(self, payload: bytes) -> None:
+        await self._commands.receive(payload)
+
+    def _problem(self, name: str) -> str | None:
+        if name not in self._meters:
+            return "this gateway has no such meter"
+        return None if self._meters[name][1].controllable else "not controllable in the site file"
+
+    async def _switch(self, name: str, closed: bool, expires_at: datetime) -> Refusal | None:
+        bus, meter = self._meters[name]
+        failure = await bus.set_relay(meter, closed=closed, expires_at=expires_at)
+        if failure is None:
+            return None
+        return Refusal(f"{failure.reason.value}: {failure.detail}", surely=failure.reason in _SURELY_STILL)
+
+
+@dataclass(slots=True)
+class _Health:
+    """What is known of one meter since the start. ``clock_is_wrong`` is None until its clock was read."""
+
+    meter: str
+    clock_is_wrong: bool | None = None
+    failures: int = 0
+
+    def heard(self, outcome: Row | PollFailure, now: datetime) -> list[Event]:
+        """``meter_silent`` after some polls in a row without an answer, ``meter_back`` after the first one."""
+        if isinstance(outcome, PollFailure) and outcome.reason not in (Reason.REFUSED, Reason.ABSENT):
+            self.failures += 1
+            if self.failures != SILENT_POLLS:
+                return []
+            logger.warning("meter silent meter=%s reason=%s %s", self.meter, outcome.reason, outcome.detail)
+            detail: dict[str, str | int | float | bool | None] = {"reason": outcome.reason.value}
+            return [Event(at=to_us(now), kind="meter_silent", meter=self.meter, detail=detail)]
+        failures, self.failures = self.failures, 0
+        if failures < SILENT_POLLS:
+            return []
+        logger.info("meter is back meter=%s", self.meter)
+        return [Event(at=to_us(now), kind="meter_back", meter=self.meter, detail={"failed_polls": failures})]
+
+    def check_clock(self, row: Row, asked_at: datetime) -> list[Event]:
+        """``clock_drift`` when the meter's clock was outside the time the poll took by more than the limit."""
+        if row.meter_at is None:
+            return []
+        ahead_s = (row.meter_at - row.gateway_at).total_seconds()
+        behind_s = (asked_at - row.meter_at).total_seconds()
+        offset_s = ahead_s if ahead_s > 0 else -max(behind_s, 0.0)
+        was_wrong, self.clock_is_wrong = self.clock_is_wrong, abs(offset_s) > CLOCK_OFFSET_MAX_S
+        if self.clock_is_wrong == bool(was_wrong):
+            return []
+        if not self.clock_is_wrong:
+            logger.info("meter clock is right again meter=%s", self.meter)
+            return []
+        logger.warning("meter clock is wrong meter=%s offset_s=%.0f", self.meter, offset_s)
+        detail: dict[str, str | int | float | bool | None] = {"offset_s": round(offset_s)}
+        return [Event(at=to_us(row.gateway_at), kind="clock_drift", meter=self.meter, detail=detail)]
+
+
+@dataclass(slots=True)
+class _Absent:
+    """Marks the meter answered it does not have, until it is time to ask again.
+
+    Kept in memory: asking once more after a restart costs little.
+    """
+
+    marks: Marks = field(default_factory=Marks)
+    _waits: list[tuple[datetime, Run]] = field(default_factory=list)
+
+    def add(self, runs: Iterable[Run], until: datetime) -> None:
+        for run in runs:
+            self.marks.add(*run)
+            self._waits.append((until, run))
+
+    def release(self, now: datetime) -> None:
+        """Forget what may be asked for again."""
+        due = [run for until, run in self._waits if until <= now]
+        if due:
+            self._waits = [(until, run) for until, run in self._waits if until > now]
+            for run in due:
+                self.marks.discard(*run)
+
+
+def _cut(run: Run) -> Iterator[Run]:
+    """Pieces of at most PIECE_MARKS that do not cross a multiple of it, so that none crosses a UTC day."""
+    first = run.first
+    while first < run.end:
+        end = min(run.end, (first // PIECE_MARKS + 1) * PIECE_MARKS)
+        yield Run(first, end)
+        first = end

@@ -1,0 +1,302 @@
+"""The site file of one gateway, checked whole before anything starts: all problems, not the first.
+
+Addresses and secrets may or must come from the environment: ``GRIDLOOM_MQTT_URL`` overrides the file;
+``GRIDLOOM_MQTT_PASSWORD``, ``GRIDLOOM_645_PASSWORD`` and the TLS files are never in it.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edge.model import Line, Meter
+from gateway.uplink import Broker
+from protocols import templates
+
+URL_VARIABLE: Final = "GRIDLOOM_MQTT_URL"
+PASSWORD_VARIABLE: Final = "GRIDLOOM_MQTT_PASSWORD"  # noqa: S105  a name, not a secret
+DLT645_VARIABLE: Final = "GRIDLOOM_645_PASSWORD"
+TLS_VARIABLES: Final = {"ca": "GRIDLOOM_MQTT_CA", "certificate": "GRIDLOOM_MQTT_CERT", "key": "GRIDLOOM_MQTT_KEY"}
+
+# What the MQTT contract takes as a name, in topics and batches.
+Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Protocol: TypeAlias = Literal["dlt645-2007", "modbus-tcp"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class GatewaySection(_Section):
+    name: Name
+    data_dir: str = "."  # relative to the site file
+
+
+class UplinkSection(_Section):
+    url: str | None = None
+
+
+class PollSection(_Section):
+    # Energy comes from the meters' load profiles, and those are kept at 15 min.
+    interval_s: Literal[900] = 900
+
+
+class BackfillSection(_Section):
+    days: int = Field(35, ge=0, le=366)
+
+
+class QueueSection(_Section):
+    bytes_max: int = Field(2_000_000_000, ge=4_000_000)  # ~30 days of 100 meters; a smaller disk may take less
+
+
+class LineSection(_Section):
+    name: Name
+    protocol: Protocol
+    host: str = Field(min_length=1)
+    port: int = Field(ge=1, le=65_535)
+    read_timeout_s: float = Field(1.0, gt=0, le=60, strict=False)
+
+
+class MeterSection(_Section):
+    name: Name
+    line: str
+    address: str
+    template: str
+    utc_offset_h: float = Field(8.0, ge=-12, le=14, strict=False)
+    controllable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """``where`` is a path in the file, such as ``meter[3].address``, or an environment variable."""
+
+    file: str
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.file, self.where, self.what) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A gateway's site, checked. ``lines``: each with the meters behind it."""
+
+    gateway: str
+    data_dir: Path
+    broker: Broker
+    interval_s: int
+    backfill_days: int
+    queue_bytes_max: int
+    lines: tuple[tuple[Line, tuple[Meter, ...]], ...]
+    dlt645_password: str | None = field(default=None, repr=False)
+
+    @property
+    def meters(self) -> tuple[Meter, ...]:
+        return tuple(meter for _, meters in self.lines for meter in meters)
+
+
+def load(path: Path, environment: Mapping[str, str], *, offline: bool = False) -> Site | list[Problem]:
+    """The site in ``path``, or everything that is wrong with it. ``offline``: secrets need not be set."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        return [Problem(path.name, "", f"is not TOML: {error}")]
+    except (OSError, UnicodeDecodeError) as error:
+        return [Problem(path.name, "", f"cannot be read: {getattr(error, 'strerror', None) or error}")]
+    return _Check(path, document, environment, offline).site()
+
+
+S = TypeVar("S", bound=_Section)
+
+
+class _Check:
+    """One pass over a document that gathers problems."""
+
+    def __init__(self, path: Path, document: dict[str, Any], environment: Mapping[str, str], offline: bool) -> None:
+        self._path = path
+        self._document = document
+        self._environment = environment
+        self._offline = offline
+        self._problems: list[Problem] = []
+
+    def site(self) -> Site | list[Problem]:
+        known = ("gateway", "uplink", "poll", "backfill", "queue", "line", "meter")
+        for name in self._document:
+            if name not in known:
+                self._add(name, f"unknown section; known are {', '.join(known)}")
+        gateway = self._table("gateway", GatewaySection)
+        uplink = self._table("uplink", UplinkSection)
+        poll = self._table("poll", PollSection)
+        backfill = self._table("backfill", BackfillSection)
+        queue = self._table("queue", QueueSection)
+        lines = self._tables("line", LineSection)
+        meters = self._tables("meter", MeterSection)
+        self._unique("line", "name", ((i, line.name) for i, line in lines.items()))
+        self._unique("meter", "name", ((i, meter.name) for i, meter in meters.items()))
+        self._unique("meter", "address", ((i, f"{meter.address} on {meter.line}") for i, meter in meters.items()))
+        made = self._meters(lines, meters)
+        broker = self._broker(gateway.name if gateway else "", uplink.url if uplink else None)
+        dlt645_password = self._dlt645_password()
+        if self._problems or not (gateway and broker and poll and backfill and queue):
+            return self._problems
+        return Site(
+            gateway=gateway.name,
+            data_dir=(self._path.parent / gateway.data_dir).resolve(),
+            broker=broker,
+            interval_s=poll.interval_s,
+            backfill_days=backfill.days,
+            queue_bytes_max=queue.bytes_max,
+            lines=tuple(
+                (
+                    Line(line.name, line.protocol, line.host, line.port, line.read_timeout_s),
+                    tuple(made[i] for i in made if meters[i].line == line.name),
+                )
+                for line in lines.values()
+            ),
+            dlt645_password=dlt645_password,
+        )
+
+    # ---- the file ----------------------------------------------------------------------------------------------------
+
+    def _add(self, where: str, what: str) -> None:
+        self._problems.append(Problem(self._path.name, where, what))
+
+    def _section(self, where: str, model: type[S], value: Any) -> S | None:
+        if not isinstance(value, dict):
+            self._add(where, "a table expected")
+            return None
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            for detail in error.errors():
+                path = ".".join([where, *map(str, detail["loc"])])
+                self._add(path, _say(detail["type"], detail.get("ctx", {}), detail["input"], model) or detail["msg"])
+            return None
+
+    def _table(self, name: str, model: type[S]) -> S | None:
+        return self._section(name, model, self._document.get(name, {}))
+
+    def _tables(self, name: str, model: type[S]) -> dict[int, S]:
+        """Index in the file → section, without those that are wrong."""
+        values = self._document.get(name, [])
+        if not isinstance(values, list) or not values:
+            self._add(name, f"at least one [[{name}]] expected")
+            return {}
+        sections = {i: self._section(f"{name}[{i}]", model, value) for i, value in enumerate(values)}
+        return {i: section for i, section in sections.items() if section}
+
+    def _unique(self, section: str, key: str, values: Iterable[tuple[int, str]]) -> None:
+        seen: dict[str, int] = {}
+        for i, value in values:
+            if value in seen:
+                self._add(f"{section}[{i}].{key}", f'"{value}" is {section}[{seen[value]}] already')
+            seen.setdefault(value, i)
+
+    def _meters(self, lines: Mapping[int, LineSection], meters: Mapping[int, MeterSection]) -> dict[int, Meter]:
+        protocols = {line.name: line.protocol for line in lines.values()}
+        lines_are_whole = len(lines) == len(self._document.get("line", []))
+        made = {}
+        for i, meter in meters.items():
+            where = f"meter[{i}]"
+            template = None
+            try:
+                template = templates.load(meter.template)
+            except templates.TemplateError as error:
+                self._add(
+                    f"{where}.template",
+                    str(error).removeprefix(f'template "{meter.template}": '),
+                )
+            protocol = protocols.get(meter.line)
+            if protocol is None:
+                if lines_are_whole:  # otherwise the broken line is the problem, and it is told
+                    self._add(f"{where}.line", f"one of {', '.join(protocols)} expected" + _got(meter.line))
+                continue
+            if template is not None and templates.protocol(template) != protocol:
+                what = f'"{meter.template}" speaks {templates.protocol(template)}, line "{meter.line}" {protocol}'
+                self._add(f"{where}.template", what)
+            if problem := _address_problem(protocol, meter.address):
+                self._add(f"{where}.address", problem + _got(meter.address))
+            elif template is not None:
+                made[i] = Meter(meter.name, meter.address, template, meter.utc_offset_h, meter.controllable)
+        return made
+
+    # ---- the environment ---------------------------------------------------------------------------------------------
+
+    def _broker(self, gateway: str, url: str | None) -> Broker | None:
+        override = self._environment.get(URL_VARIABLE)
+        where, text = (URL_VARIABLE, override) if override else ("uplink.url", url)
+        file = "" if override else self._path.name
+        if not text:
+            self._add("uplink.url", f"is missing, and {URL_VARIABLE} is not set")
+            return None
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+        except ValueError as error:
+            self._problems.append(Problem(file, where, f"{error}{_got(text)}"))
+            return None
+        if parts.username or parts.password:
+            self._problems.append(Problem(file, where, f"no user or password here; set {PASSWORD_VARIABLE}"))
+        elif parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path.strip("/"):
+            self._problems.append(Problem(file, where, f"mqtt://host:port or mqtts://host:port expected{_got(text)}"))
+        password = self._environment.get(PASSWORD_VARIABLE, "")
+        if not password and not self._offline:
+            what = f"is not set; the broker's password of user {gateway or 'the gateway'}"
+            self._problems.append(Problem("", PASSWORD_VARIABLE, what))
+        tls = parts.scheme == "mqtts"
+        files = {name: self._environment.get(variable) or None for name, variable in TLS_VARIABLES.items()}
+        broker = Broker(parts.hostname or "", port or (8883 if tls else 1883), gateway, password, tls, **files)
+        try:
+            broker.tls_context()
+        except OSError as error:
+            what = f"{error}; a PEM file is missing or broken"
+            self._problems.append(Problem("", ", ".join(TLS_VARIABLES.values()), what))
+        return broker
+
+    def _dlt645_password(self) -> str | None:
+        text = self._environment.get(DLT645_VARIABLE) or None
+        if text and not re.fullmatch(r"[0-9]{8}", text):  # never shown: it is a secret
+            what = "8 digits expected, the level (02) first"
+            self._problems.append(Problem("", DLT645_VARIABLE, what))
+        return text
+
+
+def _address_problem(protocol: Protocol, address: str) -> str | None:
+    if protocol == "dlt645-2007":
+        return None if re.fullmatch(r"[0-9]{12}", address) else "12 digits expected"
+    return None if re.fullmatch(r"[1-9][0-9]{0,2}", address) and int(address) <= 247 else "1 to 247 expected"
+
+
+def _got(value: object) -> str:
+    if isinstance(value, str):
+        return f', got "{value[:80]}"'
+    return f", got {str(value).lower() if isinstance(value, bool) else str(value)[:80]}"
+
+
+def _say(kind: str, context: Mapping[str, Any], value: object, model: type[_Section]) -> str | None:
+    """Pydantic's finding in our words; None where its own will do."""
+    match kind:
+        case "missing":
+            return "is missing"
+        case "extra_forbidden":
+            return f"unknown setting; known are {', '.join(model.model_fields)}"
+        case "string_pattern_mismatch":
+            return f'letters, digits, ".", "_", "-" expected, at most 63{_got(value)}'
+        case "literal_error":
+            return f"{context['expected']} expected{_got(value)}"
+        case "greater_than_equal" | "greater_than" | "less_than_equal" | "less_than":
+            ((_, bound),) = context.items()
+            word = {"greater_than": "more than", "less_than": "less than", "less_than_equal": "at most"}.get(kind)
+            return f"{word or 'at least'} {bound} expected{_got(value)}"
+        case "string_type":
+            return f"text in quotes expected{_got(value)}"
+        case "int_type" | "float_type" | "bool_type":
+            words = {"int_type": "a whole number", "float_type": "a number", "bool_type": "true or false"}
+            return f"{words[kind]} expected{_got(value)}"
+    return None

@@ -1,0 +1,140 @@
+"""The ``meterctl`` command: the field side of Gridloom."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sqlite3
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from gateway.agent import Agent
+from gateway.config import Problem, Site, load
+from gateway.queue import Queue, QueueError
+from protocols.clock import SystemClock
+
+logger = logging.getLogger(__name__)
+
+STOP_MAX_S = 2.5
+
+SITE = click.argument("site", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Copy and run:
+  meterctl check site.toml
+  meterctl run site.toml
+""",
+)
+@click.version_option(package_name="gridloom")
+def meterctl() -> None:
+    """Meters in the field: check a site file, run its gateway.
+
+    Secrets come from the environment: GRIDLOOM_MQTT_PASSWORD, GRIDLOOM_645_PASSWORD.
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=os.environ.get("GRIDLOOM_LOG", "INFO"),
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+
+
+@meterctl.command(
+    epilog="""\b
+Copy and run:
+  meterctl check site.toml
+  meterctl check site.toml --json
+"""
+)
+@SITE
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as one JSON document.")
+def check(site: Path, as_json: bool) -> None:
+    """Check the site file SITE and print every problem in it. Talks to nobody; exit 1 when there are problems."""
+    found = load(site, os.environ, offline=True)
+    problems = found if isinstance(found, list) else []
+    if as_json:
+        lines = [{"file": problem.file, "where": problem.where, "what": problem.what} for problem in problems]
+        click.echo(json.dumps({"fine": not problems, "problems": lines}, ensure_ascii=False, indent=2))
+    elif isinstance(found, Site):
+        count = f"{len(found.meters)} meters on {len(found.lines)} lines"
+        click.echo(f"{site.name}: fine: gateway {found.gateway}, {count}")
+    else:
+        _print(problems)
+    sys.exit(1 if problems else 0)
+
+
+@meterctl.command(
+    epilog="""\b
+Copy and run:
+  export GRIDLOOM_MQTT_PASSWORD=...
+  meterctl run site.toml
+"""
+)
+@SITE
+def run(site: Path) -> None:
+    """Poll the meters of SITE, queue what they say, and send it to the cloud, until SIGINT or SIGTERM."""
+    found = load(site, os.environ)
+    if isinstance(found, list):
+        _print(found)
+        sys.exit(1)
+    try:
+        queue = Queue(
+            found.data_dir / "queue.sqlite",
+            gateway=found.gateway,
+            interval_s=found.interval_s,
+            bytes_max=found.queue_bytes_max,
+        )
+        clock = SystemClock.from_environment()
+        clock.now()
+    except (QueueError, ValueError, OSError) as error:
+        click.echo(f"meterctl: {error}", err=True)
+        sys.exit(1)
+    asyncio.run(_run(found, queue, clock))
+
+
+async def _run(site: Site, queue: Queue, clock: SystemClock) -> NoReturn:
+    agent = asyncio.create_task(Agent(site, queue, clock, software=_software()).run())
+    stop = asyncio.Event()
+    for how in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(how, stop.set)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({agent, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    code = 0
+    if agent.done():
+        code = 1
+        try:
+            agent.result()
+        except* sqlite3.DatabaseError as group:
+            reason = f"{group.exceptions[0]}; a damaged file is set aside at the next start"
+            logger.error("queue failed path=%s: %s", queue.path, reason)
+    else:
+        agent.cancel()
+        await asyncio.wait({agent}, timeout=STOP_MAX_S)
+        logger.info("gateway %s stopped, %d batches wait in the queue", site.gateway, queue.batches)
+    # The interpreter would wait for threads that may be connecting to a host that does not answer; what must last
+    # is committed already.
+    logging.shutdown()
+    os._exit(code)
+
+
+def _software() -> str:
+    try:
+        return f"gridloom {version('gridloom')}"
+    except PackageNotFoundError:  # run from a checkout
+        return "gridloom"
+
+
+def _print(problems: list[Problem]) -> None:
+    for problem in problems:
+        click.echo(str(problem), err=True)
+
+
+def main() -> None:
+    meterctl.main(prog_name="meterctl")

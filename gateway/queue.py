@@ -1,0 +1,393 @@
+"""The durable queue of one gateway: batches until the cloud's receipt, and which marks each meter has given.
+
+Both live in one SQLite file and change in one transaction (WAL, ``synchronous=FULL``): a batch that is queued has its
+marks counted and the other way round, so that a kill at any instant loses no mark and counts none twice.
+
+The methods block on the disk; callers on an event loop use ``asyncio.to_thread``. What they share between threads is
+replaced whole after a commit, never changed in place, so that reading it needs no lock.
+"""
+
+import fcntl
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from gateway.marks import Marks, Run, runs_of
+from protocols.quantities import Kind
+from protocols.uplink import Event, PayloadError, Row, decode_batch, encode_events, encode_rows, from_us, to_us
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION: Final = 1
+# One commit and one message carry this many rows: 120 kB of energy, well inside BYTES_MAX of the contract.
+BATCH_ROWS: Final = 2_000
+# Power goes before energy, and what went is told by an event: events are the smallest and go last.
+EVICTION_ORDER: Final = (Kind.POWER, Kind.ENERGY, Kind.EVENTS)
+# The disk is what is bounded, so a payload counts as the pages it fills. An event fits in a quarter of one.
+PAGE_BYTES: Final = 4_096
+EVENT_BYTES: Final = 1_024
+_SEQ_MAX: Final = 2**62
+
+_SCHEMA: Final = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE batch (
+    seq       INTEGER PRIMARY KEY,
+    kind      TEXT NOT NULL,
+    rows      INTEGER NOT NULL,
+    bytes     INTEGER NOT NULL,
+    first_at  INTEGER NOT NULL,   -- µs since 1970 UTC of the oldest and newest row
+    last_at   INTEGER NOT NULL,
+    sent_at   INTEGER,            -- first handed to the broker; null: certainly nobody has it
+    payload   BLOB NOT NULL
+);
+CREATE INDEX batch_kind ON batch (kind, seq);
+CREATE TABLE collected (          -- energy marks, half-open runs
+    meter  TEXT NOT NULL,
+    first  INTEGER NOT NULL,
+    "end"  INTEGER NOT NULL,
+    PRIMARY KEY (meter, first)
+) WITHOUT ROWID;
+CREATE TABLE command (            -- at most once: an id stays until it is void everywhere
+    id      TEXT PRIMARY KEY,
+    body    BLOB NOT NULL,
+    void_at INTEGER NOT NULL,     -- µs; after this nobody may send it again
+    reply   BLOB,
+    told    INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE relay (              -- what a command did to each meter
+    id     TEXT NOT NULL REFERENCES command ON DELETE CASCADE,
+    meter  TEXT NOT NULL,
+    state  TEXT NOT NULL,
+    note   TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (id, meter)
+) WITHOUT ROWID;
+"""
+
+
+class QueueError(RuntimeError):
+    """The queue cannot be used here; the text says where and what to do."""
+
+
+class TornError(Exception):
+    """The file is not a whole SQLite database."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A batch waiting for its receipt."""
+
+    seq: int
+    kind: Kind
+    payload: bytes
+
+
+class Queue:
+    """One gateway's queue file. ``bytes_max`` bounds the pages of its batches; the journal (64 MB) comes on top."""
+
+    def __init__(self, path: Path, *, gateway: str, interval_s: int, bytes_max: int) -> None:
+        """Open or make the file; a torn one is set aside and a new epoch begins. Raises QueueError."""
+        self.path = path
+        self.gateway = gateway
+        self.interval_s = interval_s
+        self.bytes_max = bytes_max
+        self._writing = threading.RLock()
+        self._only_one = _lock_file(path.with_suffix(".lock"))
+        try:
+            self._db = self._open()
+        except TornError as torn:
+            aside = _set_aside(path)
+            logger.error(
+                "queue is damaged (%s): set aside as %s; a new epoch begins and the meters' memory is read again",
+                torn,
+                aside,
+            )
+            self._db = self._open()
+        self._load()
+
+    # ---- opening -----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            # An explicit transaction each time: isolation_level None keeps the driver from opening its own.
+            db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        except sqlite3.OperationalError as error:
+            raise QueueError(f"{self.path}: {error}; can this user write to the folder?") from error
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            db.execute("PRAGMA foreign_keys=ON")
+            db.execute("PRAGMA journal_size_limit=67108864")
+            found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise TornError(found)
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                meta = {"gateway": self.gateway, "interval_s": self.interval_s, "epoch": uuid4().hex, "seq": 0}
+                db.execute("BEGIN IMMEDIATE")
+                for statement in filter(str.strip, _SCHEMA.split(";\n")):
+                    db.execute(statement)
+                db.executemany("INSERT INTO meta VALUES (?, ?)", [(name, str(meta[name])) for name in meta])
+                db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+                db.execute("COMMIT")
+            elif version != SCHEMA_VERSION:
+                raise QueueError(f"{self.path}: made by another version of gridloom; run that one, or move the file")
+        except BaseException as error:
+            db.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                # Only damage is answered with a new epoch: a full disk or a missing permission is somebody's to mend.
+                if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                    raise TornError(str(error)) from error
+                raise QueueError(f"{self.path}: {error}") from error
+            raise
+        return db
+
+    def _load(self) -> None:
+        meta = dict(self._db.execute("SELECT name, value FROM meta"))
+        for name, want in (("gateway", self.gateway), ("interval_s", str(self.interval_s))):
+            if meta[name] != want:
+                self.close()
+                raise QueueError(f"{self.path}: made for {name} {meta[name]}, not {want}; move the file to begin anew")
+        self.epoch = meta["epoch"]
+        self._seq = int(meta["seq"])
+        self.batches, self.bytes = self._db.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM batch").fetchone()
+        self._collected: dict[str, Marks] = {}
+        for meter, first, end in self._db.execute('SELECT meter, first, "end" FROM collected'):
+            self._collected.setdefault(meter, Marks()).add(first, end)
+
+    def close(self) -> None:
+        with self._writing:
+            self._db.close()
+            os.close(self._only_one)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One durable change: what is in it survives a kill whole, or never was."""
+        with self._writing:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.OperationalError):  # SQLite has rolled back by itself on a full disk
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _change(self) -> Iterator["_Change"]:
+        """A transaction on batches and marks; what is kept in memory follows after its commit."""
+        with self._writing:
+            with self.transaction() as db:
+                change = _Change(db, self._seq, self.batches, self.bytes, dict(self._collected))
+                yield change
+                if change.seq != self._seq:
+                    db.execute("UPDATE meta SET value = ? WHERE name = 'seq'", (str(change.seq),))
+            self._seq, self.batches, self.bytes = change.seq, change.batches, change.bytes
+            self._collected = change.collected
+
+    # ---- marks -------------------------------------------------------------------------------------------------------
+
+    def mark_of(self, moment: datetime) -> int:
+        """The newest mark at or before ``moment``."""
+        return int(moment.timestamp()) // self.interval_s
+
+    def at(self, mark: int) -> datetime:
+        return datetime.fromtimestamp(mark * self.interval_s, UTC)
+
+    def gaps(self, meter: str, first: int, end: int) -> list[Run]:
+        """Runs of marks in [first, end) that ``meter`` has not given yet, oldest first."""
+        marks = self._collected.get(meter)
+        return marks.gaps(first, end) if marks else [Run(first, end)]
+
+    # ---- in ----------------------------------------------------------------------------------------------------------
+
+    def append_rows(self, kind: Kind, rows: Sequence[Row], now: datetime) -> int:
+        """Queue rows of one kind; energy marks that were collected before are left out. Returns rows queued."""
+        with self._change() as change:
+            if kind is Kind.ENERGY:
+                rows = self._collect(change, rows)
+            for i in range(0, len(rows), BATCH_ROWS):
+                part = rows[i : i + BATCH_ROWS]
+                payload = encode_rows(
+                    gateway=self.gateway, epoch=self.epoch, seq=change.seq + 1, kind=kind, sent_at=now, rows=part
+                )
+                times = [row.at for row in part]
+                evicted = self._make_room(change, _on_disk(len(payload)) + PAGE_BYTES, now)
+                self._insert(change, kind, payload, len(part), to_us(min(times)), to_us(max(times)))
+                self._insert_events(change, evicted, now)
+        return len(rows)
+
+    def append_events(self, events: Sequence[Event], now: datetime) -> None:
+        with self._change() as change:
+            # Room for these and for what their own eviction has to tell.
+            evicted = self._make_room(change, _on_disk(EVENT_BYTES * (len(events) + len(EVICTION_ORDER))), now)
+            self._insert_events(change, [*events, *evicted], now)
+
+    def _collect(self, change: "_Change", rows: Sequence[Row]) -> list[Row]:
+        """The rows whose marks are new; those marks count as collected from here on."""
+        by_meter: dict[str, dict[int, Row]] = {}
+        for row in rows:
+            by_meter.setdefault(row.meter, {})[int(row.at.timestamp()) // self.interval_s] = row
+        new: list[Row] = []
+        for meter, by_mark in by_meter.items():
+            marks = Marks(change.collected.get(meter, ()))
+            for gap in [gap for run in runs_of(by_mark) for gap in marks.gaps(*run)]:
+                new.extend(by_mark[mark] for mark in range(*gap))
+                whole = marks.add(*gap)
+                change.db.execute("DELETE FROM collected WHERE meter = ? AND first >= ? AND first < ?", (meter, *whole))
+                change.db.execute("INSERT INTO collected VALUES (?, ?, ?)", (meter, *whole))
+            change.collected[meter] = marks
+        return new
+
+    @staticmethod
+    def _insert(change: "_Change", kind: Kind, payload: bytes, rows: int, first_us: int, last_us: int) -> None:
+        change.seq += 1
+        change.batches += 1
+        change.bytes += _on_disk(len(payload))
+        change.db.execute(
+            "INSERT INTO batch (seq, kind, rows, bytes, first_at, last_at, payload) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (change.seq, kind.value, rows, _on_disk(len(payload)), first_us, last_us, payload),
+        )
+
+    def _insert_events(self, change: "_Change", events: Sequence[Event], now: datetime) -> None:
+        if events:
+            payload = encode_events(
+                gateway=self.gateway, epoch=self.epoch, seq=change.seq + 1, sent_at=now, events=events
+            )
+            times = [event.at for event in events]
+            self._insert(change, Kind.EVENTS, payload, len(events), min(times), max(times))
+
+    # ---- the bound ---------------------------------------------------------------------------------------------------
+
+    def _make_room(self, change: "_Change", size: int, now: datetime) -> list[Event]:
+        """Evict the oldest batches of the least worth until ``size`` more bytes fit; one event per kind tells what."""
+        events = []
+        for kind in EVICTION_ORDER:
+            gone: list[tuple[int, int, int]] = []
+            rows_lost = rows_again = 0
+            for seq, rows, length, first_us, last_us, sent_at in change.db.execute(
+                "SELECT seq, rows, bytes, first_at, last_at, sent_at FROM batch WHERE kind = ? ORDER BY seq", (kind,)
+            ):
+                if change.bytes + size <= self.bytes_max:
+                    break
+                gone.append((seq, first_us, last_us))
+                change.batches -= 1
+                change.bytes -= length
+                # Energy that nobody can have yet is a gap again: the meters' memory has it when there is room.
+                if kind is Kind.ENERGY and sent_at is None and self._forget(change, seq):
+                    rows_again += rows
+                else:
+                    rows_lost += rows
+            if not gone:
+                continue
+            bounds = (kind, gone[0][0], gone[-1][0])
+            change.db.execute("DELETE FROM batch WHERE kind = ? AND seq BETWEEN ? AND ?", bounds)
+            detail: dict[str, str | int | float | bool | None] = {
+                "kind": kind.value,
+                "from": from_us(min(first_us for _, first_us, _ in gone)).isoformat(),
+                "to": from_us(max(last_us for _, _, last_us in gone)).isoformat(),
+                "batches": len(gone),
+                "rows_lost": rows_lost,
+                "rows_to_read_again": rows_again,
+            }
+            logger.warning("queue is full, evicted %s", " ".join(f"{name}={value}" for name, value in detail.items()))
+            events.append(Event(at=to_us(now), kind="queue_evicted", detail=detail))
+        return events
+
+    def _forget(self, change: "_Change", seq: int) -> bool:
+        """Make the marks of an energy batch gaps again; False when its payload is unreadable."""
+        payload = change.db.execute("SELECT payload FROM batch WHERE seq = ?", (seq,)).fetchone()[0]
+        try:
+            batch = decode_batch(payload)
+        except PayloadError:
+            return False
+        by_meter: dict[str, list[int]] = {}
+        meter_index = memoryview(batch.columns["meter_index"]).cast("H")
+        for i, us in zip(meter_index, memoryview(batch.columns["at"]).cast("q"), strict=True):
+            by_meter.setdefault(batch.meters[i], []).append(us // (self.interval_s * 1_000_000))
+        for meter, gone in by_meter.items():
+            marks = Marks(change.collected.get(meter, ()))
+            for run in runs_of(gone):
+                marks.discard(*run)
+            change.collected[meter] = marks
+            change.db.execute("DELETE FROM collected WHERE meter = ?", (meter,))
+            change.db.executemany("INSERT INTO collected VALUES (?, ?, ?)", [(meter, *run) for run in marks])
+        return True
+
+    # ---- out ---------------------------------------------------------------------------------------------------------
+
+    def take(self, count: int, now: datetime, *, skip: Collection[int] = ()) -> list[Queued]:
+        """The oldest ``count`` batches not in ``skip``, marked as sent: from here on somebody may have them."""
+        places = ",".join("?" * len(skip))
+        query = f"SELECT seq, kind, payload, sent_at FROM batch WHERE seq NOT IN ({places}) ORDER BY seq LIMIT ?"  # noqa: S608
+        with self._writing:
+            rows = self._db.execute(query, (*skip, count)).fetchall()
+            fresh = [(to_us(now), seq) for seq, _, _, sent_at in rows if sent_at is None]
+            if fresh:
+                with self.transaction() as db:
+                    db.executemany("UPDATE batch SET sent_at = ? WHERE seq = ?", fresh)
+        return [Queued(seq, Kind(kind), payload) for seq, kind, payload, _ in rows]
+
+    def settle(self, epoch: str, stored: Sequence[tuple[int, int]]) -> int:
+        """Delete what the cloud has committed, inclusive ranges. Returns batches deleted; 0 for another epoch."""
+        if epoch != self.epoch:
+            return 0
+        deleted = 0
+        with self._change() as change:
+            for first, last in stored:
+                bounds = (max(first, 0), min(last, _SEQ_MAX))
+                # fetchall, because a DELETE … RETURNING is finished only when its rows are read.
+                gone = change.db.execute("DELETE FROM batch WHERE seq BETWEEN ? AND ? RETURNING bytes", bounds)
+                lengths = [length for (length,) in gone.fetchall()]
+                deleted += len(lengths)
+                change.bytes -= sum(lengths)
+            change.batches -= deleted
+        return deleted
+
+
+@dataclass(slots=True)
+class _Change:
+    """What a transaction is about to make true. ``collected`` holds other objects than the queue's where it differs."""
+
+    db: sqlite3.Connection
+    seq: int
+    batches: int
+    bytes: int
+    collected: dict[str, Marks]
+
+
+def _on_disk(length: int) -> int:
+    return -(-length // PAGE_BYTES) * PAGE_BYTES
+
+
+def _lock_file(path: Path) -> int:
+    """Held until the process ends, however it ends: two gateways on one queue would poll everything twice."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise QueueError(f"{path}: {error.strerror}; can this user write to the folder?") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise QueueError(f"{path}: another `meterctl run` uses this queue; stop it first") from error
+    return descriptor
+
+
+def _set_aside(path: Path) -> Path:
+    """Move the database and its journal out of the way, for whoever wants to look; an older one is replaced."""
+    aside = path.with_name(f"{path.name}.damaged")
+    for suffix in ("", "-wal", "-shm"):
+        aside.with_name(aside.name + suffix).unlink(missing_ok=True)
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    return aside

@@ -1,0 +1,218 @@
+"""The line to the cloud: MQTT 5, QoS 1, from the queue to the broker and back from receipt to queue.
+
+The broker is never trusted with the only copy: its acknowledgement means *sent*. Only a receipt deletes a batch; what
+has none is sent again after a reconnect and after a timeout.
+"""
+
+import asyncio
+import logging
+import random
+import sqlite3
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from gateway import commands
+from gateway.queue import Queue, Queued
+from protocols.clock import Clock
+from protocols.quantities import Kind
+from protocols.uplink import MSGPACK, PayloadError, Receipt, Status, Topic, decode, encode, split_topic, to_us, topic
+
+logger = logging.getLogger(__name__)
+
+WINDOW: Final = 20  # batches without a receipt: 2.4 MB of energy at most in anybody's memory
+RECEIPT_TIMEOUT_S: Final = 10.0
+RECEIPT_TIMEOUT_MAX_S: Final = 60.0  # with nobody answering, a broker that keeps sessions fills slowly
+RECONNECT_S: Final = 0.5
+RECONNECT_MAX_S: Final = 15.0
+STATUS_S: Final = 10.0
+KEEPALIVE_S: Final = 15
+SESSION_S: Final = 86_400  # the broker keeps commands for a gateway that is away this long
+STOP_S: Final = 1.0
+
+_TOPICS: Final = {Kind.ENERGY: Topic.ENERGY, Kind.POWER: Topic.POWER, Kind.EVENTS: Topic.EVENTS}
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """Where the broker is and who we are there. ``username`` is the gateway's name."""
+
+    host: str
+    port: int
+    username: str
+    password: str = field(repr=False)
+    tls: bool = False
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Raises OSError (also ssl.SSLError) when a file is missing or is no certificate."""
+        if not self.tls:
+            return None
+        context = ssl.create_default_context(cafile=self.ca)
+        if self.certificate:
+            context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+class Uplink:
+    """Keeps one connection for ever. ``receive`` takes a command's payload, ``status`` says how the gateway does."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        queue: Queue,
+        clock: Clock,
+        *,
+        receive: Callable[[bytes], Awaitable[None]],
+        status: Callable[[], Status],
+    ) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._clock = clock
+        self._receive = receive
+        self._status = status
+        self._tls = broker.tls_context()
+        self._work = asyncio.Event()
+        self._in_flight: dict[int, float] = {}  # seq → monotonic() when it counts as lost
+        self._timeout_s = RECEIPT_TIMEOUT_S
+
+    def wake(self) -> None:
+        """Something waits in the queue."""
+        self._work.set()
+
+    async def run(self) -> None:
+        where = f"{self._broker.host}:{self._broker.port}"
+        wait_s, down = RECONNECT_S, ""
+        while True:
+            reason = "closed"
+            try:
+                async with self._client() as client:
+                    await self._subscribe(client)
+                    logger.info("uplink connected broker=%s", where)
+                    wait_s, down = RECONNECT_S, ""
+                    await self._session(client)
+            except* (aiomqtt.MqttError, sqlite3.OperationalError) as group:  # a full disk, too, is mended some day
+                reason = str(group.exceptions[0])
+            if reason != down:
+                logger.warning("uplink down broker=%s reason=%s; trying again until it is back", where, reason)
+                down = reason
+            await self._clock.sleep(wait_s * random.uniform(0.5, 1.5))
+            wait_s = min(2 * wait_s, RECONNECT_MAX_S)
+
+    def _client(self) -> aiomqtt.Client:
+        gone = Status(online=False, at=to_us(self._clock.now()), epoch=self._queue.epoch)
+        session = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        session.SessionExpiryInterval = SESSION_S
+        client = aiomqtt.Client(
+            self._broker.host,
+            self._broker.port,
+            identifier=self._broker.username,
+            username=self._broker.username,
+            password=self._broker.password,
+            protocol=aiomqtt.ProtocolVersion.V5,
+            clean_start=False,
+            properties=session,
+            will=aiomqtt.Will(self._topic(Topic.STATUS), encode(gone), qos=1, retain=True),
+            keepalive=KEEPALIVE_S,
+            tls_context=self._tls,
+            max_inflight_messages=WINDOW,
+        )
+        client.pending_calls_threshold = 2 * WINDOW  # aiomqtt warns beyond 10; our window is the bound
+        return client
+
+    def _topic(self, last: Topic) -> str:
+        return topic(self._queue.gateway, last)
+
+    async def _subscribe(self, client: aiomqtt.Client) -> None:
+        for last in (Topic.RECEIPT, Topic.COMMAND):
+            for code in await client.subscribe(self._topic(last), qos=1):
+                if (code if isinstance(code, int) else code.value) >= 0x80:
+                    raise aiomqtt.MqttError(f"may not subscribe {self._topic(last)} ({code}); check the broker's ACL")
+
+    async def _session(self, client: aiomqtt.Client) -> None:
+        self._in_flight.clear()  # what the last connection carried may be lost with it
+        self._timeout_s = RECEIPT_TIMEOUT_S
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._listen(client))
+                tasks.create_task(self._send(client))
+                tasks.create_task(self._tell_status(client))
+        except asyncio.CancelledError:
+            with suppress(aiomqtt.MqttError):
+                gone = Status(online=False, at=to_us(self._clock.now()), epoch=self._queue.epoch)
+                await client.publish(self._topic(Topic.STATUS), encode(gone), qos=1, retain=True, timeout=STOP_S)
+            raise
+
+    async def _listen(self, client: aiomqtt.Client) -> None:
+        async for message in client.messages:
+            payload = message.payload
+            if not isinstance(payload, bytes):
+                continue
+            try:
+                last = split_topic(message.topic.value)[1]
+                if last is Topic.COMMAND:
+                    await self._receive(payload)
+                elif last is Topic.RECEIPT:
+                    await self._settle(decode(payload, Receipt))
+            except PayloadError as error:
+                logger.warning("message ignored topic=%s: %s", message.topic, error)
+
+    async def _settle(self, receipt: Receipt) -> None:
+        await asyncio.to_thread(self._queue.settle, receipt.epoch, receipt.stored)
+        if receipt.epoch != self._queue.epoch:
+            return
+        for seq in list(self._in_flight):
+            if any(first <= seq <= last for first, last in receipt.stored):
+                del self._in_flight[seq]
+        self._timeout_s = RECEIPT_TIMEOUT_S
+        self._work.set()
+
+    async def _send(self, client: aiomqtt.Client) -> None:
+        while True:
+            self._work.clear()
+            now_s = self._clock.monotonic()
+            lost = [seq for seq, deadline_s in self._in_flight.items() if deadline_s <= now_s]
+            if lost:
+                self._timeout_s = min(2 * self._timeout_s, RECEIPT_TIMEOUT_MAX_S)
+            for seq in lost:
+                del self._in_flight[seq]
+            # Replies first: somebody waits for them.
+            for command_id, reply in await asyncio.to_thread(commands.replies, self._queue):
+                await client.publish(self._topic(Topic.REPLY), reply, qos=1)
+                await asyncio.to_thread(commands.replied, self._queue, command_id)
+            batches = await self._take(self._clock.now())
+            for batch in batches:
+                self._in_flight[batch.seq] = now_s + self._timeout_s
+            await asyncio.gather(*(self._publish(client, batch) for batch in batches))
+            if len(batches) and len(self._in_flight) < WINDOW:
+                continue
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._work.wait(), self._patience_s())
+
+    async def _take(self, now: datetime) -> list[Queued]:
+        room = WINDOW - len(self._in_flight)
+        return await asyncio.to_thread(self._queue.take, room, now, skip=tuple(self._in_flight)) if room else []
+
+    def _patience_s(self) -> float | None:
+        if not self._in_flight:
+            return None
+        return max(0.0, min(self._in_flight.values()) - self._clock.monotonic())
+
+    async def _publish(self, client: aiomqtt.Client, batch: Queued) -> None:
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.ContentType = MSGPACK
+        await client.publish(self._topic(_TOPICS[batch.kind]), batch.payload, qos=1, properties=properties)
+
+    async def _tell_status(self, client: aiomqtt.Client) -> None:
+        while True:
+            await client.publish(self._topic(Topic.STATUS), encode(self._status()), qos=1, retain=True)
+            await self._clock.sleep(STATUS_S)
