@@ -1,0 +1,1 @@
+"""The read-only HTTP API for billing and operators, and the process that also serves the console."""

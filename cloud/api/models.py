@@ -1,0 +1,293 @@
+"""What the API answers. Times are ISO 8601 with Z; energy is integer Wh where billing reads it, kWh where people do."""
+
+from datetime import date, datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+Percent = Annotated[float | None, Field(description="of the energy supplied; null where nothing was supplied")]
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+# ---- billing --------------------------------------------------------------------------------------------------------
+
+
+class Interval(Answer):
+    """Energy of one metering point during [start, end): differences of the registers, after CT and PT ratios."""
+
+    point: str
+    start: datetime
+    end: datetime
+    energy_import_wh: int | None = Field(description="null where a reading is missing, never 0")
+    energy_export_wh: int | None
+    reactive_import_varh: int | None
+    reactive_export_varh: int | None
+    quality: list[str] = Field(description="flags against the value; empty means good", examples=[["BACKFILLED"]])
+    quality_bits: int
+    version: int = Field(description="the calculation this value comes from; a correction has a higher one")
+
+
+class IntervalPage(Answer):
+    as_of: int = Field(description="ask with as_of=this to see exactly these values again, whatever is corrected later")
+    intervals: list[Interval]
+    next: str | None = Field(description="cursor of the next page; null on the last one")
+
+
+# ---- load and forecast ----------------------------------------------------------------------------------------------
+
+
+class Load(Answer):
+    start: datetime
+    supplied_wh: int | None = Field(
+        description="through the head meters, import less export; null where one is missing"
+    )
+    supplied_w: float | None = Field(description="the same as mean power")
+    delivered_wh: int | None = Field(description="to the customers whose meters are there")
+    meters_expected: int
+    meters_received: int
+
+
+class LoadSeries(Answer):
+    series: str
+    capacity_w: float | None
+    loads: list[Load]
+
+
+class ForecastValue(Answer):
+    start: datetime
+    p10_w: float
+    p50_w: float
+    p90_w: float
+    origin: datetime = Field(description="nothing later than this was used")
+
+
+class ForecastSeries(Answer):
+    series: str
+    origin: datetime | None
+    model: str | None
+    model_version: str | None
+    horizon_h: int | None
+    forecasts: list[ForecastValue]
+
+
+class Accuracy(Answer):
+    series: str | None = Field(description="null: all series together")
+    wape: float | None = Field(description="sum of absolute errors / sum of actual energy, day ahead")
+    wape_seasonal_naive: float | None = Field(description="the same of `as a week ago`, over the same days")
+    days: int
+    intervals: int
+    actual_kwh: float
+
+
+class ForecastAccuracy(Answer):
+    model: str | None
+    horizon_h: int | None
+    pooled: Accuracy
+    series: list[Accuracy]
+
+
+# ---- loss -----------------------------------------------------------------------------------------------------------
+
+
+class LossDay(Answer):
+    area: str
+    day: date
+    supplied_kwh: float | None
+    delivered_kwh: float | None
+    technical_kwh: float | None
+    unexplained_kwh: float | None = Field(description="supplied - delivered - technical")
+    loss_percent: Percent
+    technical_percent: Percent
+    unexplained_percent: Percent
+    aligned: int = Field(description="intervals in which every meter was there; only these count")
+    expected: int
+    state: Literal["normal", "high", "negative", "not_computable"]
+    reason: str
+
+
+class LossTotal(Answer):
+    area: str
+    name_en: str
+    name_zh: str
+    days: int = Field(description="days that could be computed")
+    supplied_kwh: float | None
+    delivered_kwh: float | None
+    technical_kwh: float | None
+    unexplained_kwh: float | None
+    loss_percent: Percent
+    technical_percent: Percent
+    unexplained_percent: Percent
+    loss_low_percent: float
+    loss_high_percent: float
+    days_out_of_range: int
+    state: Literal["normal", "high", "negative", "not_computable"] | None = Field(description="of the newest day")
+
+
+class Losses(Answer):
+    totals: list[LossTotal]
+    days: list[LossDay]
+
+
+# ---- operations -----------------------------------------------------------------------------------------------------
+
+
+class Alert(Answer):
+    alert: int
+    rule: str
+    subject: str
+    severity: Literal["info", "warning", "critical"]
+    opened_at: datetime
+    closed_at: datetime | None
+    message_en: str
+    message_zh: str
+    evidence: JsonValue
+
+
+class Alerts(Answer):
+    alerts: list[Alert]
+
+
+class Collected(Answer):
+    """采集成功率 of one day, area or point, whichever was asked for."""
+
+    day: date | None = None
+    area: str | None = None
+    point: str | None = None
+    expected: int
+    received: int
+    completeness: float | None = Field(description="received / expected; null while nothing is expected")
+
+
+class Completeness(Answer):
+    total: Collected
+    groups: list[Collected]
+
+
+class Ingest(Answer):
+    rows: int = Field(description="rows of energy and power stored")
+    rows_energy: int
+    rows_power: int
+    events: int
+    batches: int
+    quarantined: int = Field(description="rows set aside; nothing is dropped silently")
+    first_recorded_at: datetime | None
+    last_recorded_at: datetime | None
+    ingest_seconds: float
+    duplicates: int = Field(description="duplicates_raw + duplicates_interval")
+    duplicates_raw: int = Field(description="rows beyond the first of one (gateway, epoch, meter, instant)")
+    duplicates_interval: int = Field(description="intervals that overlap another, and loads with a meter counted twice")
+
+
+class Event(Answer):
+    gateway: str
+    point: str | None
+    meter: str | None = Field(description="name on the gateway's wire")
+    at: datetime
+    kind: str
+    detail: JsonValue
+
+
+class Events(Answer):
+    events: list[Event]
+
+
+class DemandResponse(Answer):
+    event: str
+    area: str
+    alert: int | None
+    start: datetime
+    end: datetime
+    points: list[str]
+    state: Literal["planned", "sent", "done", "failed", "measured"]
+    baseline_kwh: float | None
+    actual_kwh: float | None
+    reduction_kwh: float | None
+    method: str | None
+    measured_at: datetime | None
+    outcome: str | None = Field(description="what the gateway answered to the newest command")
+
+
+class DemandResponses(Answer):
+    events: list[DemandResponse]
+    reduction_kwh: float
+
+
+class Feeder(Answer):
+    feeder: str
+    name_en: str
+    name_zh: str
+    capacity_w: float
+
+
+class Area(Answer):
+    area: str
+    feeder: str
+    name_en: str
+    name_zh: str
+    gateway: str
+    capacity_w: float
+    loss_low_percent: float
+    loss_high_percent: float
+
+
+class Point(Answer):
+    point: str
+    area: str
+    role: Literal["supply", "customer", "check", "generation"]
+    phases: str
+    controllable: bool
+    serial: str | None
+    protocol: str | None
+    gateway: str | None
+    wire_name: str | None
+
+
+class Registry(Answer):
+    feeders: list[Feeder]
+    areas: list[Area]
+    points: list[Point]
+
+
+class Gateway(Answer):
+    gateway: str
+    area: str
+    online: bool
+    at: datetime | None = Field(description="when it said so; null: never heard of")
+    software: str | None
+    meters: int | None
+    queued_batches: int | None
+    queued_bytes: int | None
+    backfill_left: int | None
+
+
+class Gateways(Answer):
+    gateways: list[Gateway]
+
+
+class Status(Answer):
+    """One line about everything, cheap enough to ask for every second."""
+
+    now: datetime = Field(description="the site's clock, which may be simulated")
+    rate: float = Field(description="simulated seconds per real second")
+    zone: str
+    gateways: int
+    gateways_online: int
+    points: int
+    backfill_left: int
+    expected: int
+    received: int
+    completeness: float | None
+    load_at: datetime | None = Field(description="start of the newest interval with a load of the whole substation")
+    load_w: float | None
+    alerts_open: int
+    alerts_critical: int
+    demand_response: Literal["none", "planned", "running", "over"]
+    rows: int
+    revision: str = Field(description="changes when there is something new to fetch")
+
+
+class Health(Answer):
+    status: Literal["ok"]

@@ -1,0 +1,194 @@
+// One function per view: what the API said goes in, elements come out. None of them asks or remembers anything.
+
+import {
+  byId, clockTime, completeness, dayName, dayTime, distance, element, icon, kilowattHours, kilowatts, minuteTime, number, percent,
+} from "./format.js";
+import { language, text } from "./strings.js";
+
+const QUARTER_MS = 900_000;
+const localized = (row, name) => row[`${name}_${language}`];
+
+function fill(id, rows, empty) {
+  byId(id).replaceChildren(...rows);
+  const note = byId(`${id.split("-")[0].replace(/^alert$/, "alerts").replace(/^loss$/, "losses")}-empty`);
+  note.hidden = rows.length > 0;
+  note.textContent = empty;
+}
+
+/** A choice of which one is pressed. */
+export function segments(id, names, chosen, onChoose) {
+  byId(id).replaceChildren(...Object.entries(names).map(([value, label]) => element("button", {
+    type: "button", textContent: label, "aria-pressed": String(value === chosen), onclick: () => onChoose(value),
+  })));
+}
+
+export function clock(now, rate) {
+  byId("now").dateTime = now.toISOString();
+  byId("now").replaceChildren(element("span", {}, dayName(now)), " ", element("b", {}, clockTime(now)));
+  byId("rate").hidden = rate === 1;
+  byId("rate").textContent = text("simulated", { rate: number(rate) });
+  byId("rate").title = text("simulatedTitle", { rate: number(rate) });
+}
+
+export function line(status) {
+  const item = (mark, name, value, extra = null) => element("li", {}, icon(...mark), element("span", {}, text(name)), element("b", {}, value), extra);
+  const all = status.gateways_online === status.gateways;
+  const alarm = status.alerts_critical ? ["critical"] : status.alerts_open ? ["warning"] : ["ok"];
+  const critical = status.alerts_critical ? element("em", {}, text("criticalOf", { critical: status.alerts_critical })) : null;
+  const acting = { planned: ["wait", "info"], running: ["info"] }[status.demand_response] ?? ["off", "muted"];
+  byId("line").replaceChildren(
+    item(status.gateways === 0 ? ["wait", "muted"] : all ? ["ok"] : ["warning"], "gateways",
+      status.gateways ? text("gatewaysOf", { online: status.gateways_online, all: status.gateways }) : text("noGateways")),
+    item(alarm, "alertsOpen", number(status.alerts_open), critical),
+    item(acting, "drNow", text(`dr${status.demand_response}`)),
+  );
+}
+
+export function collected(total, groups, registry, gateways, status) {
+  byId("completeness-total").textContent = completeness(total.completeness);
+  const notes = total.expected
+    ? [text("intervalsOf", { received: number(total.received), expected: number(total.expected) }), text("pointsOf", { points: number(status.points) })]
+    : [text("waitCompleteness")];
+  if (status.backfill_left) notes.push(text("backfilling", { left: number(status.backfill_left) }));
+  byId("completeness-note").replaceChildren(...notes.map((note) => element("span", {}, note)));
+  byId("completeness-areas").replaceChildren(...registry.areas.map((area) => {
+    const group = groups.find((row) => row.area === area.area);
+    const share = group?.completeness ?? null;
+    const gateway = gateways.find((row) => row.gateway === area.gateway);
+    const kind = share === null ? ["wait", "muted"] : share >= 0.999 ? ["ok"] : share >= 0.95 ? ["warning"] : ["critical"];
+    const note = gateway?.online ? null : element("em", {}, text(gateway?.at ? "offline" : "neverSeen"));
+    return element("li", {},
+      icon(...kind),
+      element("span", { className: "name", title: `${area.area} ${localized(area, "name")}` }, `${area.area} ${localized(area, "name")}`, note),
+      element("span", { className: "meter" }, element("span", { style: { width: `${(share ?? 0) * 100}%` } })),
+      element("b", {}, completeness(share)));
+  }));
+}
+
+export function loadNow(loads, capacityW, name) {
+  const newest = loads.findLast((row) => row.supplied_w !== null);
+  byId("load-name").textContent = name;
+  byId("load-value").textContent = kilowatts(newest?.supplied_w);
+  const meter = byId("load-meter");
+  meter.hidden = !newest || capacityW === null;
+  if (!newest) return byId("load-note").replaceChildren(text("waitLoad"));
+  const start = new Date(newest.start);
+  const when = text("at", { from: minuteTime(start), to: minuteTime(new Date(+start + QUARTER_MS)) });
+  if (capacityW === null) return byId("load-note").replaceChildren(text("noCapacity"), element("span", {}, when));
+  const share = newest.supplied_w / capacityW;
+  meter.firstElementChild.style.width = `${Math.min(100, Math.max(0, share * 100))}%`;
+  meter.className = `meter ${share > 1 ? "critical" : share > 0.9 ? "warning" : ""}`;
+  return byId("load-note").replaceChildren(
+    element("span", {}, text("ofCapacity", { percent: percent(share, 0), capacity: kilowatts(capacityW) })), element("span", {}, when));
+}
+
+export function peak(forecasts, capacityW, now) {
+  const ahead = forecasts.filter((row) => Date.parse(row.start) >= now - QUARTER_MS);
+  const highest = ahead.reduce((best, row) => (best === null || row.p50_w > best.p50_w ? row : best), null);
+  byId("peak-value").textContent = kilowatts(highest?.p50_w);
+  byId("peak-state").replaceChildren();
+  if (!highest) return byId("peak-note").replaceChildren(text("waitForecast"));
+  if (capacityW !== null) {
+    const [mark, name] = highest.p50_w > capacityW ? ["critical", "above"]
+      : ahead.some((row) => row.p90_w > capacityW) ? ["warning", "mayExceed"] : ["ok", "within"];
+    byId("peak-state").replaceChildren(icon(mark), text(name));
+  }
+  return byId("peak-note").replaceChildren(text("peakAt", {
+    at: dayTime(new Date(highest.start), now), low: number(highest.p10_w / 1000), high: kilowatts(highest.p90_w) }));
+}
+
+export function accuracy(pooled) {
+  byId("accuracy-value").textContent = percent(pooled.wape);
+  byId("accuracy-state").replaceChildren();
+  if (pooled.wape === null) return byId("accuracy-note").replaceChildren(text("waitAccuracy"));
+  const gain = pooled.wape_seasonal_naive ? 1 - pooled.wape / pooled.wape_seasonal_naive : 0;
+  byId("accuracy-state").replaceChildren(icon(gain > 0 ? "ok" : "warning"), gain > 0 ? text("better", { percent: percent(gain, 0) }) : text("worse"));
+  return byId("accuracy-note").replaceChildren(text("naive", { value: percent(pooled.wape_seasonal_naive), days: pooled.days }));
+}
+
+export function alerts(list, openOnly, now) {
+  const rows = list.map((alert) => {
+    const opened = new Date(alert.opened_at);
+    const mark = alert.closed_at ? ["ok", "muted"] : [alert.severity];
+    const state = alert.closed_at ? text("closed", { ago: distance(new Date(alert.closed_at), now) }) : text(alert.severity);
+    return element("li", { className: alert.closed_at ? "closed" : alert.severity },
+      icon(...mark),
+      element("div", {},
+        element("p", { className: "head" }, element("strong", {}, state), element("span", {}, text(alert.rule)),
+          element("time", { dateTime: alert.opened_at, title: dayTime(opened, now) }, distance(opened, now))),
+        element("p", {}, localized(alert, "message"))));
+  });
+  fill("alert-list", rows, text(openOnly ? "emptyAlertsOpen" : "emptyAlerts"));
+}
+
+const LOSS_MARKS = { normal: ["ok"], high: ["warning"], negative: ["warning"], not_computable: ["off", "muted"] };
+
+export function losses(totals, onArea) {
+  const computed = totals.filter((row) => row.days > 0);
+  const largest = Math.max(1, ...computed.flatMap((row) => [row.loss_percent, row.technical_percent, row.loss_high_percent])) * 1.06;
+  const width = (value) => ({ width: `${(Math.max(0, value) / largest) * 100}%` });
+  const shown = (value) => (value === null ? "–" : `${number(value, 1)} %`);
+  byId("loss-keys").hidden = computed.length === 0;
+  byId("loss-keys").replaceChildren(...[["measuredLoss", "area loss"], ["technical", "area technical"], ["unexplained", "area unexplained"], ["limitMark", "line limit"]]
+    .map(([name, kind]) => element("li", {}, element("i", { className: kind }), text(name))));
+  const rows = computed.map((row) => element("li", {},
+    element("button", { type: "button", className: "name", title: text("showLoad", { area: row.area }), onclick: () => onArea(row.area) }, `${row.area} ${localized(row, "name")}`),
+    element("div", { className: "bars" },
+      element("span", { className: "stack" }, element("i", { className: "loss", style: width(row.loss_percent) })),
+      element("span", { className: "stack" },
+        element("i", { className: "technical", style: width(row.technical_percent) }),
+        element("i", { className: "unexplained", style: width(row.unexplained_percent) })),
+      element("i", { className: "limit", style: { left: `${(row.loss_high_percent / largest) * 100}%` } })),
+    element("b", {}, shown(row.loss_percent))));
+  fill("loss-bars", rows, text("emptyLosses"));
+  const heads = ["area", "supplied", "delivered", "lossTotal", "technicalShort", "unexplainedShort", "state"];
+  const value = (kwh, share) => element("td", {}, number(kwh), element("small", {}, shown(share)));
+  byId("loss-table").hidden = computed.length === 0;
+  byId("loss-table").replaceChildren(
+    element("caption", { className: "hidden" }, `${text("lossByArea")}, ${text("lossUnit")}`),
+    element("thead", {}, element("tr", {}, ...heads.map((name, i) => element("th", { scope: "col" }, text(name), i > 0 && i < 6 ? element("small", {}, i < 3 ? "kWh" : "kWh · %") : null)))),
+    element("tbody", {}, ...totals.map((row) => {
+      // The period as a whole is judged by its own percentage; one bad day of it is a matter for the alerts.
+      const state = row.loss_percent === null ? "not_computable" : row.loss_percent > row.loss_high_percent ? "high" : row.loss_percent < row.loss_low_percent ? "negative" : "normal";
+      return element("tr", { className: state },
+        element("th", { scope: "row" }, row.area),
+        element("td", {}, number(row.supplied_kwh)), element("td", {}, number(row.delivered_kwh)),
+        value(row.supplied_kwh === null ? null : row.supplied_kwh - row.delivered_kwh, row.loss_percent),
+        value(row.technical_kwh, row.technical_percent), value(row.unexplained_kwh, row.unexplained_percent),
+        element("td", { className: "state" }, icon(...LOSS_MARKS[state]), text(row.days ? state : "noState")));
+    })));
+}
+
+export function demandResponse(answer, registry, now) {
+  byId("dr-total").textContent = answer.reduction_kwh ? text("drTotal", { kwh: kilowattHours(answer.reduction_kwh) }) : "";
+  const names = { failed: "failed_", measured: "measured_" };
+  const rows = answer.events.map((event) => {
+    const [start, end] = [new Date(event.start), new Date(event.end)];
+    const running = event.state === "sent" && now >= start && now < end;
+    const mark = event.state === "failed" ? ["critical"] : event.state === "measured" ? ["ok"] : running ? ["info"] : ["wait", "info"];
+    const area = registry.areas.find((row) => row.area === event.area);
+    const saved = event.reduction_kwh === null
+      ? element("p", { className: "quiet" }, event.state === "failed" ? "" : text("waitMeasure"))
+      : element("p", { className: "saved" }, element("b", {}, kilowattHours(event.reduction_kwh)), ` ${text("reduction")}`,
+        element("small", {}, text("baseline", { baseline: kilowattHours(event.baseline_kwh), actual: kilowattHours(event.actual_kwh) })));
+    return element("li", {}, icon(...mark), element("div", {},
+      element("p", { className: "head" }, element("strong", {}, text(running ? "running" : names[event.state] ?? event.state)),
+        element("time", { dateTime: event.start }, distance(start, now))),
+      element("p", {}, `${event.area} ${area ? localized(area, "name") : ""}`, element("span", { className: "quiet" }, ` · ${dayTime(start, now)}–${minuteTime(end)} · ${text("pointsShed", { n: event.points.length })}`)),
+      saved));
+  });
+  fill("dr-list", rows, text("emptyDr"));
+}
+
+/** Grouped choice of series; keeps `chosen` when it is still there. */
+export function seriesChooser(registry, chosen) {
+  const group = (label, options) => {
+    const made = element("optgroup", { label: text(label) });
+    made.append(...options.map(([value, name]) => element("option", { value, textContent: name, selected: value === chosen })));
+    return made;
+  };
+  byId("series").replaceChildren(
+    group("substation", [["substation:S1", text("wholeSubstation")]]),
+    group("feeders", registry.feeders.map((row) => [`feeder:${row.feeder}`, `${row.feeder} ${localized(row, "name")}`])),
+    group("areas", registry.areas.map((row) => [`area:${row.area}`, `${row.area} ${localized(row, "name")}`])));
+}
