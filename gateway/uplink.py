@@ -33,6 +33,8 @@ RECEIPT_TIMEOUT_MAX_S: Final = 60.0  # with nobody answering, a broker that keep
 RECONNECT_S: Final = 0.5
 RECONNECT_MAX_S: Final = 15.0
 STATUS_S: Final = 10.0
+CONNECT_S: Final = 5.0
+PUBACK_S: Final = 10.0
 KEEPALIVE_S: Final = 15
 SESSION_S: Final = 86_400  # the broker keeps commands for a gateway that is away this long
 STOP_S: Final = 1.0
@@ -93,15 +95,19 @@ class Uplink:
         where = f"{self._broker.host}:{self._broker.port}"
         wait_s, down = RECONNECT_S, ""
         while True:
-            reason = "closed"
+            reason, is_connected = "closed", False
             try:
                 async with self._client() as client:
                     await self._subscribe(client)
+                    is_connected = True
                     logger.info("uplink connected broker=%s", where)
                     wait_s, down = RECONNECT_S, ""
                     await self._session(client)
             except* (aiomqtt.MqttError, sqlite3.OperationalError) as group:  # a full disk, too, is mended some day
                 reason = str(group.exceptions[0])
+            if not is_connected and reason == "Operation timed out":
+                # Some brokers answer a wrong password by closing the connection.
+                reason = "no answer to CONNECT; is it an MQTT 5 broker, and is the password right?"
             if reason != down:
                 logger.warning("uplink down broker=%s reason=%s; trying again until it is back", where, reason)
                 down = reason
@@ -123,6 +129,7 @@ class Uplink:
             properties=session,
             will=aiomqtt.Will(self._topic(Topic.STATUS), encode(gone), qos=1, retain=True),
             keepalive=KEEPALIVE_S,
+            timeout=CONNECT_S,
             tls_context=self._tls,
             max_inflight_messages=WINDOW,
         )
@@ -210,7 +217,9 @@ class Uplink:
     async def _publish(self, client: aiomqtt.Client, batch: Queued) -> None:
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.ContentType = MSGPACK
-        await client.publish(self._topic(_TOPICS[batch.kind]), batch.payload, qos=1, properties=properties)
+        await client.publish(
+            self._topic(_TOPICS[batch.kind]), batch.payload, qos=1, properties=properties, timeout=PUBACK_S
+        )
 
     async def _tell_status(self, client: aiomqtt.Client) -> None:
         while True:

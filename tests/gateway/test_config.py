@@ -1,0 +1,224 @@
+"""A site file is checked whole: every problem is told, with its place, and nothing starts."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Problem, Site, load
+
+GOOD = """\
+[gateway]
+name = "gw-1"
+[uplink]
+url = "mqtt://127.0.0.1:1883"
+[[line]]
+name = "a1-645"
+protocol = "dlt645-2007"
+host = "127.0.0.1"
+port = 40001
+read_timeout_s = 1
+[[line]]
+name = "a1-modbus"
+protocol = "modbus-tcp"
+host = "127.0.0.1"
+port = 40002
+[[meter]]
+name = "m001"
+line = "a1-645"
+address = "000000000012"
+template = "dlt645-2007"
+utc_offset_h = 8
+[[meter]]
+name = "m002"
+line = "a1-modbus"
+address = "12"
+template = "gridloom-demo-modbus"
+controllable = true
+"""
+
+BAD = """\
+[gateway]
+name = "gw 1"
+[uplink]
+url = "tcp://somewhere"
+[poll]
+interval_s = 60
+[queue]
+bytes_max = "2 GB"
+[site]
+[[line]]
+name = "a"
+protocol = "dlt645"
+host = "127.0.0.1"
+port = 400010
+[[line]]
+name = "b"
+protocol = "modbus-tcp"
+host = "127.0.0.1"
+port = 40002
+[[meter]]
+name = "m001"
+line = "b"
+address = "248"
+template = "gridloom-demo-modbus"
+[[meter]]
+name = "m001"
+line = "b"
+address = 12
+template = "gridloom-demo-modbus"
+[[meter]]
+name = "m003"
+line = "b"
+address = "3"
+template = "dlt645-2007"
+colour = "red"
+[[meter]]
+line = "b"
+address = "3"
+template = "acme"
+[[meter]]
+name = "m005"
+line = "b"
+address = "3"
+template = "acme"
+[[meter]]
+name = "m005"
+line = "b"
+address = "3"
+template = "dlt645-2007"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "site.toml"
+    path.write_text(text)
+    return path
+
+
+def meterctl(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GRIDLOOM_")}
+    return subprocess.run(
+        [sys.executable, "-c", "from gateway.meterctl import main; main()", *arguments],
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def problems(folder: Path, text: str, **environment: str) -> list[str]:
+    found = load(write(folder, text), environment, offline=True)
+    assert isinstance(found, list)
+    return [str(problem) for problem in found]
+
+
+def test_a_good_site_is_what_the_file_says(tmp_path: Path) -> None:
+    site = load(write(tmp_path, GOOD), {"GRIDLOOM_MQTT_PASSWORD": "s3cret"})
+    assert isinstance(site, Site)
+    assert (site.gateway, site.data_dir, site.interval_s, site.backfill_days) == ("gw-1", tmp_path, 900, 35)
+    assert [(line.name, [meter.name for meter in meters]) for line, meters in site.lines] == [
+        ("a1-645", ["m001"]),
+        ("a1-modbus", ["m002"]),
+    ]
+    assert (site.broker.host, site.broker.port, site.broker.username) == ("127.0.0.1", 1883, "gw-1")
+    assert "s3cret" not in repr(site)
+
+
+def test_the_environment_overrides_the_url(tmp_path: Path) -> None:
+    site = load(write(tmp_path, GOOD), {"GRIDLOOM_MQTT_PASSWORD": "x", "GRIDLOOM_MQTT_URL": "mqtts://broker"})
+    assert isinstance(site, Site)
+    assert (site.broker.host, site.broker.port, site.broker.tls) == ("broker", 8883, True)
+
+
+def test_every_problem_is_told_with_its_place(tmp_path: Path) -> None:
+    assert problems(tmp_path, BAD) == [
+        "site.toml: site: unknown section; known are gateway, uplink, poll, backfill, queue, line, meter",
+        'site.toml: gateway.name: letters, digits, ".", "_", "-" expected, at most 63, got "gw 1"',
+        "site.toml: poll.interval_s: 900 expected, got 60",
+        'site.toml: queue.bytes_max: a whole number expected, got "2 GB"',
+        "site.toml: line[0].protocol: 'dlt645-2007' or 'modbus-tcp' expected, got \"dlt645\"",
+        "site.toml: line[0].port: at most 65535 expected, got 400010",
+        "site.toml: meter[1].address: text in quotes expected, got 12",
+        "site.toml: meter[2].colour: unknown setting; "
+        "known are name, line, address, template, utc_offset_h, controllable",
+        "site.toml: meter[3].name: is missing",
+        'site.toml: meter[5].name: "m005" is meter[4] already',
+        'site.toml: meter[5].address: "3 on b" is meter[4] already',
+        'site.toml: meter[0].address: 1 to 247 expected, got "248"',
+        "site.toml: meter[4].template: one of dlt645-2007, gridloom-demo-modbus expected",
+        'site.toml: meter[5].template: "dlt645-2007" speaks dlt645-2007, line "b" modbus-tcp',
+        'site.toml: uplink.url: mqtt://host:port or mqtts://host:port expected, got "tcp://somewhere"',
+    ]
+
+
+def test_the_address_problem_reads_as_the_style_says(tmp_path: Path) -> None:
+    text = GOOD.replace('address = "000000000012"', 'address = "12"').replace('line = "a1-modbus"', 'line = "a2"')
+    assert problems(tmp_path, text) == [
+        'site.toml: meter[0].address: 12 digits expected, got "12"',
+        'site.toml: meter[1].line: one of a1-645, a1-modbus expected, got "a2"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "problem"),
+    [
+        ("a = 1\nb = ", {}, "site.toml: is not TOML: Invalid value (at end of document)"),
+        (GOOD.replace("[uplink]\nurl", "# url"), {}, "uplink.url: is missing, and GRIDLOOM_MQTT_URL is not set"),
+        (GOOD, {"GRIDLOOM_MQTT_URL": "mqtt://a:b@c"}, "GRIDLOOM_MQTT_URL: no user or password here"),
+        (GOOD, {"GRIDLOOM_645_PASSWORD": "hunter2"}, "GRIDLOOM_645_PASSWORD: 8 digits expected, the level (02) first"),
+        (GOOD.split("[[line]]")[0], {}, "site.toml: line: at least one [[line]] expected"),
+    ],
+)  # fmt: skip
+def test_one_problem(tmp_path: Path, text: str, environment: dict[str, str], problem: str) -> None:
+    (found,) = problems(tmp_path, text, **environment)[:1]
+    assert problem in found
+
+
+def test_a_missing_password_is_a_problem_to_run_but_not_to_check(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    assert isinstance(load(path, {}, offline=True), Site)
+    assert load(path, {}) == [
+        Problem("", "GRIDLOOM_MQTT_PASSWORD", "is not set; the broker's password of user gw-1"),
+    ]
+
+
+def test_check_prints_all_problems_and_fails(tmp_path: Path) -> None:
+    done = meterctl("check", str(write(tmp_path, BAD)))
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 15
+    as_json = meterctl("check", str(tmp_path / "site.toml"), "--json")
+    assert as_json.returncode == 1
+    assert len(json.loads(as_json.stdout)["problems"]) == 15
+
+
+def test_check_of_a_good_site_says_what_is_in_it(tmp_path: Path) -> None:
+    done = meterctl("check", str(write(tmp_path, GOOD)))
+    assert (done.returncode, done.stdout) == (0, "site.toml: fine: gateway gw-1, 2 meters on 2 lines\n")
+
+
+def test_a_mistyped_command_exits_2(tmp_path: Path) -> None:
+    assert meterctl("check", str(tmp_path / "none.toml")).returncode == 2
+    assert meterctl("chekc").returncode == 2
+
+
+def test_run_refuses_a_bad_site_in_one_line_each(tmp_path: Path) -> None:
+    done = meterctl("run", str(write(tmp_path, GOOD)))
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["GRIDLOOM_MQTT_PASSWORD: is not set; the broker's password of user gw-1"]
+    assert not (tmp_path / "queue.sqlite").exists()
+    done = meterctl("run", str(tmp_path / "site.toml"), GRIDLOOM_MQTT_PASSWORD="x", GRIDLOOM_CLOCK="/nowhere")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_ends_with_commands_to_copy() -> None:
+    for arguments in ([], ["check"], ["run"]):
+        done = meterctl(*arguments, "--help")
+        assert done.returncode == 0
+        assert done.stdout.rstrip().splitlines()[-1].strip().startswith("meterctl ")
