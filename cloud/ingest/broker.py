@@ -1,0 +1,148 @@
+"""Our end of the broker: one MQTT 5 session that outlives connections, and acknowledgement by hand.
+
+paho-mqtt runs its own thread; what comes in waits in ``inbox``, which the broker bounds by our receive maximum.
+"""
+
+import logging
+import queue
+import random
+from dataclasses import dataclass
+from typing import Any, Final
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from cloud.settings import Mqtt
+from cloud.store.quarantine import Message
+from protocols.uplink import MSGPACK, ROOT, Topic
+
+logger = logging.getLogger(__name__)
+
+# Batches on their way to us and not acknowledged: enough for full transactions, at most 100 MB.
+RECEIVE_MAX: Final = 100
+SESSION_EXPIRY_S: Final = 24 * 3600
+KEEPALIVE_S: Final = 20
+RECEIPTS_QUEUED_MAX: Final = 10_000  # what is beyond is not sent, and its gateway asks again
+# Batches are shared among ingestors; a status is retained, which shared subscriptions are not sent.
+SUBSCRIPTIONS: Final = (
+    *(f"$share/ingest/{ROOT}/+/{last.value}" for last in (Topic.ENERGY, Topic.POWER, Topic.EVENTS)),
+    f"{ROOT}/+/{Topic.STATUS.value}",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message and what acknowledges it: a packet identifier, good for one connection only."""
+
+    message: Message
+    packet: int
+    qos: int
+    connection: int
+
+
+class Broker:
+    """Connects and reconnects for ever, from ``start`` to ``stop``."""
+
+    def __init__(self, settings: Mqtt, client_id: str) -> None:
+        self.inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._settings = settings
+        self._connection = 0
+        self._refused = ""
+        self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTv5, manual_ack=True)
+        self._client.username_pw_set(settings.username, settings.password)
+        if settings.tls:
+            self._client.tls_set(ca_certs=settings.ca, certfile=settings.certificate, keyfile=settings.key)
+        self._client.max_queued_messages_set(RECEIPTS_QUEUED_MAX)
+        self._client.on_connect = self._on_connect
+        self._client.on_connect_fail = self._on_connect_fail
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_subscribe = self._on_subscribe
+        self._client.on_message = self._on_message
+
+    @property
+    def connected(self) -> bool:
+        return self._client.is_connected()
+
+    def start(self) -> None:
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = SESSION_EXPIRY_S
+        properties.ReceiveMaximum = RECEIVE_MAX
+        self._spread_reconnects()
+        self._client.connect_async(
+            self._settings.host, self._settings.port, KEEPALIVE_S, clean_start=False, properties=properties
+        )
+        self._client.loop_start()
+
+    def stop(self) -> None:
+        """Leave; the session stays, and what was not acknowledged comes again."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """After a reconnect the broker delivers again, so an old connection's packet is left alone."""
+        if delivery.qos and delivery.connection == self._connection:
+            self._client.ack(delivery.packet, delivery.qos)
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """A receipt that is lost is asked for again, so none is kept for a broker that is away."""
+        if self.connected:
+            self._client.publish(topic, payload, qos=1)
+
+    def _spread_reconnects(self) -> None:
+        self._client.reconnect_delay_set(random.uniform(0.2, 1), random.uniform(3, 6))  # type: ignore[arg-type]
+
+    def _on_connect(
+        self, client: Client, _data: Any, flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        if reason.is_failure:
+            if self._refused != str(reason):
+                self._refused = str(reason)
+                logger.error("broker refuses us host=%s port=%s reason=%s", *self._address, reason)
+            return
+        self._refused = ""
+        self._connection += 1
+        logger.info("broker connected host=%s port=%s session=%s", *self._address, _word(flags.session_present))
+        client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in SUBSCRIPTIONS])
+
+    def _on_connect_fail(self, _client: Client, _data: Any) -> None:
+        if self._refused != "unreachable":
+            self._refused = "unreachable"
+            logger.warning("broker unreachable host=%s port=%s; trying on", *self._address)
+
+    def _on_disconnect(
+        self, _client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        self._spread_reconnects()
+        if self._refused:
+            return
+        if reason.getName() == "Session taken over":
+            logger.error("broker: another ingestor uses our name; give each its own --name")
+        else:
+            logger.log(logging.WARNING if reason.is_failure else logging.INFO, "broker disconnected reason=%s", reason)
+
+    def _on_subscribe(
+        self, _client: Client, _data: Any, _mid: int, reasons: list[ReasonCode], _properties: Properties | None
+    ) -> None:
+        for topic, reason in zip(SUBSCRIPTIONS, reasons, strict=False):
+            if reason.is_failure:
+                logger.error("broker refuses subscription topic=%s reason=%s; see its access list", topic, reason)
+
+    def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
+        content_type = getattr(message.properties, "ContentType", None) or MSGPACK
+        self.inbox.put(
+            Delivery(
+                Message(message.topic, bytes(message.payload), content_type), message.mid, message.qos, self._connection
+            )
+        )
+
+    @property
+    def _address(self) -> tuple[str, int]:
+        return self._settings.host, self._settings.port
+
+
+def _word(session_present: bool) -> str:
+    return "resumed" if session_present else "new"
