@@ -62,20 +62,30 @@ class Dlt645Dialect:
     async def read_marks(self, meter: Meter, first: datetime, count: int, priority: Priority) -> list[Mark]:
         template = _dlt645(meter)
         step = timedelta(seconds=template.profile.interval_s)
-        marks: list[Mark] = []
+        marks: dict[datetime, Mark] = {}
         for offset, size in _pieces(count, template.profile.marks_max):
-            query = dlt645.encode_load_query(size, first + offset * step, meter.zone)
-            try:
-                data = await self._ask(meter, dlt645.read(meter.address, dlt645.LOAD_AT, query), priority)
-            except MeterError as error:
-                if not error.code & dlt645.Fault.NO_SUCH_DATA:  # some meters say so instead of sending no record
-                    raise
-                continue
-            marks += (
-                Mark(record.at, {name: getattr(record, name) for name in ENERGY_NAMES}, record.is_bad)
-                for record in dlt645.decode_load_records(data, meter.zone)
-            )
-        return marks
+            wanted = {first + i * step for i in range(offset, offset + size)}
+            marks |= await self._read_records(meter, first + offset * step, size, priority)
+            if not wanted <= marks.keys():
+                # The reply does not say which time was asked for, so one that comes even after the quarantine would
+                # pass for "not in memory". Absence must be said twice.
+                marks |= await self._read_records(meter, first + offset * step, size, priority)
+        return list(marks.values())
+
+    async def _read_records(
+        self, meter: Meter, first: datetime, count: int, priority: Priority
+    ) -> dict[datetime, Mark]:
+        query = dlt645.encode_load_query(count, first, meter.zone)
+        try:
+            data = await self._ask(meter, dlt645.read(meter.address, dlt645.LOAD_AT, query), priority)
+        except MeterError as error:
+            if not error.code & dlt645.Fault.NO_SUCH_DATA:  # some meters say so instead of sending no record
+                raise
+            return {}
+        return {
+            record.at: Mark(record.at, {name: getattr(record, name) for name in ENERGY_NAMES}, record.is_bad)
+            for record in dlt645.decode_load_records(data, meter.zone)
+        }
 
     async def read_power(self, meter: Meter, priority: Priority) -> Snapshot:
         blocks: dict[int, tuple[int | None, ...]] = {}

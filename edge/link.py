@@ -52,11 +52,14 @@ class TcpLink(asyncio.Protocol):
             if not self._said_down:
                 logger.warning("link down line=%s endpoint=%s reason=%s", self._name, self._where, reason)
                 self._said_down = True
+            self._wait_before_next()
             raise LinkError(f"{self._where}: {reason}") from error
-        finally:
-            # Jitter, so that the lines of many gateways do not come back in step.
-            self._next_attempt_s = loop.time() + self._retry_s * random.uniform(0.5, 1.0)
-            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+        self._wait_before_next()
+
+    def _wait_before_next(self) -> None:
+        # Jitter, so that the lines of many gateways do not come back in step.
+        self._next_attempt_s = asyncio.get_running_loop().time() + self._retry_s * random.uniform(0.5, 1.0)
+        self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
 
     def write(self, raw: bytes) -> None:
         if self._transport is None:
