@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -39,10 +39,6 @@ ONCE_S_MAX = 350
 
 class DemoError(RuntimeError):
     """The demo cannot go on; the text says what, where and what to do."""
-
-
-class Stopped(Exception):
-    """Somebody asked us to stop."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ def demo(data: Path, meters: int, seed: int, port: int, rate: float, once: bool,
     except (DemoError, ProgramError, ServiceError) as error:
         click.echo(f"gridloom demo: {error}", err=True)
         sys.exit(1)
-    except (Stopped, KeyboardInterrupt):
+    except KeyboardInterrupt:
         sys.exit(0)
 
 
@@ -98,7 +94,7 @@ def _terminating() -> Iterator[None]:
     """SIGTERM and SIGHUP stop us as Ctrl-C does."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped
+        raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
@@ -354,7 +350,7 @@ def _rows(status: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
     completeness = status["completeness"]
     yield "completeness 采集成功率", "–" if completeness is None else f"{completeness:.2%}"
     yield "alerts open 告警", str(status["alerts_open"])
-    yield "demand response 需求响应", f"{status['dr_measured']} measured of {status['dr_events']}"
+    yield "demand response 需求响应", str(status["demand_response"])
 
 
 def _line(phase: str, status: dict[str, Any]) -> str:
@@ -374,10 +370,10 @@ def _listens(site: dict[str, Any]) -> bool:
 
 
 def _login(admin: "psycopg.Connection[Any]", name: str, password: str, options: sql.SQL) -> None:
-    verb = "ALTER" if admin.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)).fetchone() else "CREATE"
+    known = admin.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)).fetchone()
     admin.execute(
         sql.SQL("{} ROLE {} LOGIN PASSWORD {} {}").format(
-            sql.SQL("ALTER" if verb == "ALTER" else "CREATE"), sql.Identifier(name), sql.Literal(password), options
+            sql.SQL("ALTER" if known else "CREATE"), sql.Identifier(name), sql.Literal(password), options
         )
     )
 
@@ -407,10 +403,6 @@ def _save_secrets(path: Path, values: dict[str, str]) -> None:
         return os.open(name, flags, 0o600)
 
     handle: IO[str]
-    with open(fresh, "w", opener=private) as handle:  # noqa: PTH123 - Path.open takes no opener
+    with open(fresh, "w", opener=private) as handle:
         json.dump(values, handle)
     fresh.replace(path)
-
-
-def utc(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone(UTC)

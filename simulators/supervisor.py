@@ -71,7 +71,7 @@ class Supervisor:
                 text=True,
                 check=False,
                 timeout=timeout_s,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509
+                preexec_fn=_die_with_parent,
             )
         except subprocess.TimeoutExpired as error:
             raise ProgramError(f"{program.name}: not finished after {timeout_s:.0f} s") from error
@@ -154,7 +154,7 @@ class Supervisor:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches the supervisor alone, which ends the rest in order
-                preexec_fn=_die_with_parent,  # noqa: PLW1509
+                preexec_fn=_die_with_parent,
                 **program.popen,
             )
 
