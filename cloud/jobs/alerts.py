@@ -1,0 +1,250 @@
+"""Alert rules: what is abnormal, where, and what to do about it, in English and Chinese."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+from cloud.jobs.calendar import INTERVAL, Calendar, floor_mark
+
+PEAK: Final = "forecast_above_capacity"
+LOSS: Final = "loss_out_of_range"
+SILENT: Final = "meter_silent"
+DRIFT: Final = "clock_drift"
+
+SILENT_AFTER: Final = 2 * INTERVAL
+# After a mark, a sweep and its way to the cloud take this long at most.
+SILENT_GRACE: Final = timedelta(minutes=5)
+# A gateway that brings fewer than this share of its meters has a fault of its own: its meters are not to blame.
+GATEWAY_SENDS: Final = 0.5
+DRIFT_MAX_S: Final = 60.0
+UNEXPLAINED_MAX_PERCENT: Final = 1.5
+UNEXPLAINED_DAYS: Final = 7
+UNEXPLAINED_DAYS_MIN: Final = 3
+# A day is judged when most of its intervals count; what was measured an hour ago is still "now".
+ALIGNED_MIN: Final = 0.8
+LOAD_STALE: Final = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Mean power of one interval that is expected (p50) or was measured."""
+
+    start: datetime
+    power_w: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A whole business day that could be computed, Wh."""
+
+    day: str
+    supplied_wh: float
+    delivered_wh: float
+    unexplained_wh: float | None
+    aligned_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class AreaFacts:
+    """``forecast``: latest run from the running interval on, in order.  ``losses``: whole days, newest first."""
+
+    area_id: str
+    name_en: str
+    name_zh: str
+    capacity_w: float
+    low_percent: float
+    high_percent: float
+    load: Expected | None = None
+    forecast: Sequence[Expected] = ()
+    losses: Sequence[Loss] = ()
+
+    @property
+    def subject(self) -> str:
+        return f"area:{self.area_id}"
+
+    @property
+    def judged_losses(self) -> list[Loss]:
+        """Days of which enough was measured to judge them."""
+        return [day for day in self.losses if day.aligned_share >= ALIGNED_MIN and day.supplied_wh > 0]
+
+
+@dataclass(frozen=True, slots=True)
+class MeterFacts:
+    """``clock_offset_s``: the meter's clock minus the gateway's."""
+
+    point: str
+    area_id: str
+    gateway: str
+    online: bool
+    last_energy_at: datetime | None
+    clock_offset_s: float | None
+
+    @property
+    def subject(self) -> str:
+        return f"meter:{self.point}"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    rule: str
+    subject: str
+    severity: str
+    message_en: str
+    message_zh: str
+    evidence: dict[str, str | float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``undecided``: (rule, subject) that nothing can be said about now; an alert on it stays as it is."""
+
+    findings: tuple[Finding, ...]
+    undecided: frozenset[tuple[str, str]]
+
+
+def evaluate(
+    areas: Iterable[AreaFacts], meters: Sequence[MeterFacts], *, now: datetime, lookahead: timedelta, calendar: Calendar
+) -> Verdict:
+    findings: list[Finding | None] = []
+    undecided: set[tuple[str, str]] = set()
+    for area in areas:
+        findings.append(_peak(area, now, lookahead, calendar))
+        if not area.forecast and area.load is None:
+            undecided.add((PEAK, area.subject))
+        findings.append(_loss(area))
+        if not area.judged_losses:
+            undecided.add((LOSS, area.subject))
+    newest = floor_mark(now - SILENT_GRACE)
+    sending = _sending(meters, newest)
+    for meter in meters:
+        if meter.gateway in sending:
+            findings.append(_silent(meter, newest))
+        else:
+            undecided.add((SILENT, meter.subject))
+        findings.append(_drift(meter))
+    return Verdict(tuple(finding for finding in findings if finding), frozenset(undecided))
+
+
+def _peak(area: AreaFacts, now: datetime, lookahead: timedelta, calendar: Calendar) -> Finding | None:
+    ahead = [e for e in area.forecast if e.start < now + lookahead and e.power_w > area.capacity_w]
+    measured = area.load if area.load and now - area.load.start <= LOAD_STALE else None
+    above_now = measured is not None and measured.power_w > area.capacity_w
+    if not ahead and not above_now:
+        return None
+    peak = max([*ahead, *([measured] if measured and above_now else [])], key=lambda e: e.power_w)
+    percent = 100 * peak.power_w / area.capacity_w
+    clock = peak.start.astimezone(calendar.zone).strftime("%m-%d %H:%M")
+    said_en, said_zh = ("measured", "实测") if peak is measured else ("expected", "预计")
+    return Finding(
+        PEAK,
+        area.subject,
+        "critical",
+        f"Area {area.area_id} {area.name_en}: {peak.power_w / 1e3:.0f} kW {said_en} at {clock}, {percent:.0f} % of its "
+        f"{area.capacity_w / 1e3:.0f} kW limit. Shed controllable load or move load to another transformer.",
+        f"台区 {area.area_id} {area.name_zh}:{said_zh} {clock} 负荷 {peak.power_w / 1e3:.0f} kW,"
+        f"为限额 {area.capacity_w / 1e3:.0f} kW 的 {percent:.0f}%。请削减可控负荷或转移负荷。",
+        {
+            "peak_w": round(peak.power_w),
+            "peak_at": peak.start.isoformat(),
+            "above_from": (now if above_now else ahead[0].start).isoformat(),
+            "capacity_w": area.capacity_w,
+            "basis": "measured" if peak is measured else "forecast",
+        },
+    )
+
+
+def _loss(area: AreaFacts) -> Finding | None:
+    judged = area.judged_losses
+    if not judged:
+        return None
+    last = judged[0]
+    percent = 100 * (last.supplied_wh - last.delivered_wh) / last.supplied_wh
+    explained = [day for day in judged if day.unexplained_wh is not None][:UNEXPLAINED_DAYS]
+    supplied_wh = sum(day.supplied_wh for day in explained)
+    unexplained_wh = sum(day.unexplained_wh or 0.0 for day in explained)
+    share = 100 * unexplained_wh / supplied_wh if len(explained) >= UNEXPLAINED_DAYS_MIN else None
+    evidence: dict[str, str | float | None] = {
+        "day": last.day,
+        "loss_percent": round(percent, 2),
+        "unexplained_percent": None if share is None else round(share, 2),
+        "unexplained_kwh": round(unexplained_wh / 1000, 1),
+        "days": len(explained),
+    }
+    en, zh = f"Area {area.area_id} {area.name_en}", f"台区 {area.area_id} {area.name_zh}"
+    if share is not None and share > UNEXPLAINED_MAX_PERCENT:
+        return Finding(
+            LOSS,
+            area.subject,
+            "warning",
+            f"{en}: {unexplained_wh / 1000:.0f} kWh in {len(explained)} days ({share:.1f} % of supply) is lost beyond "
+            "what wires and transformer explain. Look for theft, a bypassed or slow meter, or a wrong CT ratio.",
+            f"{zh}:近 {len(explained)} 天有 {unexplained_wh / 1000:.0f} kWh(占供电量 {share:.1f}%)超出技术线损。"
+            "请排查窃电、旁路、表计偏慢或互感器变比错误。",
+            evidence,
+        )
+    if percent > area.high_percent:
+        return Finding(
+            LOSS,
+            area.subject,
+            "warning",
+            f"{en}: loss of {percent:.1f} % on {last.day}, limit {area.high_percent:g} %. Check for theft, missing "
+            "customers in the registry, and overloaded lines.",
+            f"{zh}:{last.day} 线损率 {percent:.1f}%,上限 {area.high_percent:g}%。请排查窃电、户变关系缺失和线路过载。",
+            evidence,
+        )
+    if percent < area.low_percent:
+        return Finding(
+            LOSS,
+            area.subject,
+            "warning",
+            f"{en}: negative loss of {percent:.1f} % on {last.day}, limit {area.low_percent:g} %. Check CT ratios, "
+            "customers booked in the wrong area, and meter clocks.",
+            f"{zh}:{last.day} 线损率 {percent:.1f}%,低于下限 {area.low_percent:g}%。请核对变比、户变关系和表计时钟。",
+            evidence,
+        )
+    return None
+
+
+def _sending(meters: Iterable[MeterFacts], newest: datetime) -> set[str]:
+    """Gateways that are online and bring most of their meters up to date."""
+    fresh: dict[str, list[bool]] = {}
+    for meter in meters:
+        there = meter.last_energy_at is not None and newest - meter.last_energy_at <= SILENT_AFTER
+        fresh.setdefault(meter.gateway, []).append(meter.online and there)
+    return {gateway for gateway, some in fresh.items() if sum(some) > GATEWAY_SENDS * len(some)}
+
+
+def _silent(meter: MeterFacts, newest: datetime) -> Finding | None:
+    last = meter.last_energy_at
+    if last is not None and newest - last <= SILENT_AFTER:
+        return None
+    since_en = f"since {last:%Y-%m-%d %H:%M} UTC" if last else "ever"
+    since_zh = f"自 {last:%Y-%m-%d %H:%M} UTC 起" if last else "从未"
+    return Finding(
+        SILENT,
+        meter.subject,
+        "warning",
+        f"Meter at {meter.point}, area {meter.area_id}: no energy reading {since_en}, while {meter.gateway} reads the "
+        "others. Check its supply, its address and its wiring on the bus.",
+        f"台区 {meter.area_id} 计量点 {meter.point}:{since_zh}{'' if last is None else '没'}有电量读数,"
+        f"而 {meter.gateway} 其他表正常。请检查供电、通信地址和总线接线。",
+        {"last_energy_at": last.isoformat() if last else None, "gateway": meter.gateway},
+    )
+
+
+def _drift(meter: MeterFacts) -> Finding | None:
+    offset_s = meter.clock_offset_s
+    if offset_s is None or abs(offset_s) <= DRIFT_MAX_S:
+        return None
+    en, zh = ("ahead", "偏快") if offset_s > 0 else ("behind", "偏慢")
+    return Finding(
+        DRIFT,
+        meter.subject,
+        "warning",
+        f"Meter at {meter.point}, area {meter.area_id}: its clock is {abs(offset_s):.0f} s {en}. Set it, and replace "
+        "the meter or its battery if it drifts again; intervals and tariffs are shifted meanwhile.",
+        f"台区 {meter.area_id} 计量点 {meter.point}:时钟{zh} {abs(offset_s):.0f} 秒。请对时;若再次漂移请换表或电池。"
+        "期间区间电量和费率会错位。",
+        {"clock_offset_s": round(offset_s, 1)},
+    )

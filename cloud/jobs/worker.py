@@ -1,0 +1,184 @@
+"""The loop of `gridloom work`: derive what is dirty, then everything that follows from it, as far as it is due."""
+
+import logging
+import random
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from typing import Any, Final
+
+import psycopg
+
+from cloud.engines.forecast import DAYS_MIN
+from cloud.jobs import forecasts
+from cloud.jobs.calendar import Calendar, floor_mark
+from cloud.jobs.derive import SUBSTATION, changed_days, drain, expect, open_session
+from cloud.jobs.losses import update_losses
+from cloud.jobs.mailbox import Mailbox
+from cloud.jobs.response import Response
+from cloud.jobs.watch import update_alerts
+from protocols.clock import SystemClock
+
+logger = logging.getLogger(__name__)
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+CYCLE_S: Final = 1.0
+# One `gridloom work` leads; another one waits for its session to end.
+LEADER_LOCK: Final = 0x6772_6964_0000_0002
+# While a backfill pours in, what is derived from whole days waits, but no longer than this.
+POURING: Final = 5_000
+PATIENCE_S: Final = 15.0
+CHUNKS_MAX: Final = 4
+AREA_DAYS_MAX: Final = 60  # a cycle; the rest waits for the next one, so that commands never do
+# A sweep, its way here and its intervals take this long after a mark; the hour's forecast waits for them.
+SETTLED: Final = timedelta(minutes=3)
+RETRY_S_MIN, RETRY_S_MAX = 0.5, 5.0
+
+
+class NotReadyError(RuntimeError):
+    """The database is there but not ours to use yet; the text says why and what to do."""
+
+
+@dataclass
+class Worker:
+    dsn: str
+    clock: SystemClock
+    calendar: Calendar
+    mailbox: Mailbox
+    response: Response
+    lookahead: timedelta
+    _said: str | None = None
+
+    def run(self, *, once: bool = False) -> None:
+        """Work until interrupted, whatever happens to the database; with ``once`` until nothing is left to do."""
+        wait_s = RETRY_S_MIN
+        while True:
+            try:
+                with closing(self._connect()) as connection:
+                    self._lead(connection)
+                    self._say("at work")
+                    wait_s = RETRY_S_MIN
+                    cycle = Cycle(self, connection)
+                    while cycle.step() or not once:
+                        time.sleep(0 if cycle.behind else CYCLE_S)
+                    return
+            except (psycopg.OperationalError, psycopg.InterfaceError, NotReadyError) as error:
+                if once:
+                    raise
+                self._say(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+            time.sleep(wait_s * random.uniform(0.75, 1.25))
+            wait_s = min(2 * wait_s, RETRY_S_MAX)
+
+    def _connect(self) -> Connection:
+        connection = psycopg.connect(
+            self.dsn, autocommit=True, connect_timeout=5, application_name="gridloom work", options="-c timezone=UTC"
+        )
+        try:
+            open_session(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @staticmethod
+    def _lead(connection: Connection) -> None:
+        row = connection.execute("SELECT to_regclass('dr_event'), pg_try_advisory_lock(%s)", (LEADER_LOCK,)).fetchone()
+        assert row
+        if row[0] is None:
+            raise NotReadyError("the database has no tables; run: gridloom migrate")
+        if not row[1]:
+            raise NotReadyError("another gridloom work leads; waiting to take over")
+
+    def _say(self, state: str) -> None:
+        """One line per change."""
+        if state != self._said:
+            self._said = state
+            logger.log(logging.INFO if state == "at work" else logging.WARNING, "database: %s", state)
+
+
+@dataclass
+class Cycle:
+    """What is due. Kept in memory only: a new process looks through all days once."""
+
+    worker: Worker
+    connection: Connection
+    behind: bool = False
+    _mark: datetime | None = None
+    _first_mark: datetime | None = None
+    _dirty: set[tuple[str, date]] | None = None
+    _hour: datetime | None = None
+    _scored: tuple[date, int] | None = None
+    _history_days: int = 0
+    _deferred_at: float = field(default_factory=time.monotonic)
+
+    def step(self) -> bool:
+        """Do what is due. Returns whether it found anything to do."""
+        worker, connection = self.worker, self.connection
+        now, calendar = worker.clock.now(), worker.calendar
+        done = drain(connection, calendar, now, chunks_max=CHUNKS_MAX)
+        changed = sum(chunk.intervals for chunk in done)
+        if changed > POURING:
+            logger.info("derived %d intervals", changed)
+        if done or floor_mark(now) != self._mark:
+            self._first_mark = expect(connection, calendar, now)
+        if self._first_mark is not None:
+            self._gather_days(changed_days(done), now)
+            pouring = changed > POURING and time.monotonic() - self._deferred_at < PATIENCE_S
+            if not pouring:
+                self._deferred_at = time.monotonic()
+                self._losses(now)
+                self._forecasts(now)
+                update_alerts(connection, calendar, now=now, lookahead=worker.lookahead)
+        self._mark = floor_mark(now)
+        worker.response.step(connection, worker.mailbox, now=now, monotonic_s=worker.clock.monotonic())
+        self.behind = len(done) == CHUNKS_MAX or bool(self._dirty)
+        return bool(done) or self.behind
+
+    def _gather_days(self, changed: set[tuple[str, date]], now: datetime) -> None:
+        """Days whose loss must be looked at again: changed ones, and at a new mark those that it may complete."""
+        if self._dirty is None:
+            self._dirty = {
+                (area, day)
+                for area, day in self.connection.execute(
+                    "SELECT DISTINCT substr(series, 6), (start AT TIME ZONE %s)::date FROM load"
+                    " WHERE series LIKE 'area:%%'",
+                    (str(self.worker.calendar.zone),),
+                )
+            }
+        self._dirty |= changed
+        if floor_mark(now) != self._mark:
+            today = self.worker.calendar.day(now)
+            areas = self.connection.execute("SELECT area_id FROM area").fetchall()
+            self._dirty |= {(area, day) for (area,) in areas for day in (today, today - timedelta(days=1))}
+
+    def _losses(self, now: datetime) -> None:
+        assert self._dirty is not None
+        assert self._first_mark is not None
+        # Newest first: the running day is what people look at.
+        due = sorted(self._dirty, key=lambda area_day: (area_day[1], area_day[0]), reverse=True)[:AREA_DAYS_MAX]
+        update_losses(self.connection, self.worker.calendar, due, first_mark=self._first_mark, now=now)
+        self._dirty -= set(due)
+
+    def _forecasts(self, now: datetime) -> None:
+        """Every hour, and at once when the history has grown by a day; scores when a day is over or history grew."""
+        calendar = self.worker.calendar
+        row = self.connection.execute(
+            "SELECT count(*) / %s FROM load WHERE series = %s", (forecasts.STEPS_PER_DAY, SUBSTATION)
+        ).fetchone()
+        assert row
+        days: int = row[0]
+        hour = (now - SETTLED).replace(minute=0, second=0, microsecond=0)
+        scores = (calendar.day(now - SETTLED), days // forecasts.SCORED_DAYS)
+        if days < DAYS_MIN or (hour == self._hour and days == self._history_days and scores == self._scored):
+            return
+        history = forecasts.load_history(self.connection, now)
+        if history.load_w.shape[1] < DAYS_MIN * forecasts.STEPS_PER_DAY:
+            return
+        if hour != self._hour or days != self._history_days:
+            forecasts.run(self.connection, calendar, history, now)
+            logger.info("forecast of %d series from %s, %d days of history", len(history.series), history.end, days)
+        if days != self._history_days or scores != self._scored:
+            forecasts.score(self.connection, calendar, history)
+        self._hour, self._scored, self._history_days = hour, scores, days
