@@ -8,9 +8,9 @@ import asyncio
 import heapq
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Generic, TypeVar
 
 from edge.link import LinkError, TcpLink
@@ -58,10 +58,15 @@ class Turns:
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
 
-    def turn(self, priority: Priority) -> "_Turn":
-        return _Turn(self, priority)
+    @asynccontextmanager
+    async def turn(self, priority: Priority) -> AsyncIterator[None]:
+        await self._take(priority)
+        try:
+            yield
+        finally:
+            self._give_back()
 
-    async def take(self, priority: Priority) -> None:
+    async def _take(self, priority: Priority) -> None:
         if not self._is_taken:
             self._is_taken = True
             return
@@ -71,30 +76,16 @@ class Turns:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():  # the turn came together with the cancellation
-                self.give_back()
+                self._give_back()
             raise
 
-    def give_back(self) -> None:
+    def _give_back(self) -> None:
         while self._waiting:
             _, _, waiter = heapq.heappop(self._waiting)
             if not waiter.done():
                 waiter.set_result(None)
                 return
         self._is_taken = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    turns: Turns
-    priority: Priority
-
-    async def __aenter__(self) -> None:
-        await self.turns.take(self.priority)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.turns.give_back()
 
 
 @dataclass(slots=True)

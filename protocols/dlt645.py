@@ -163,7 +163,10 @@ def decode_time(raw: bytes, fields: str, zone: tzinfo) -> datetime:
     """Inverse of ``encode_time``; missing fields are at their least. Raises FrameError for what no calendar has."""
     numbers = {"y": 0, "m": 1, "d": 1, "H": 0, "M": 0, "S": 0}
     for letter, byte in zip(fields, raw, strict=True):
-        numbers[letter] = decode_bcd(bytes((byte,))) or 0
+        number = decode_bcd(bytes((byte,)))
+        if number is None:
+            raise FrameError("time: null", raw=raw)
+        numbers[letter] = number
     try:
         local = datetime(
             2000 + numbers["y"], numbers["m"], numbers["d"], numbers["H"], numbers["M"], numbers["S"], tzinfo=zone
@@ -276,12 +279,15 @@ def is_answer(request: Frame, frame: Frame) -> bool:
 def decode_reply(request: Frame, answer: Frame) -> bytes:
     """The data of an answer, after the repeated data identifier if there is one.
 
-    Raises MeterError with the named error bits when the meter refused.
+    Raises MeterError with the named error bits when the meter refused, and FrameError when more frames follow, since
+    part of an item is not the item.
     """
     if answer.is_abnormal:
         code = answer.data[0] if answer.data else 0
         names = tuple((bit.name or "").lower() for bit in Fault if code & bit)
         raise MeterError(code, names or ("no reason given",))
+    if answer.has_more:
+        raise FrameError("reply: more frames follow, which nobody asks for yet", raw=answer.data)
     return answer.data[4:] if request.function == Function.READ else answer.data
 
 

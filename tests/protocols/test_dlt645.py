@@ -233,6 +233,18 @@ def test_a_week_starts_with_sunday_zero() -> None:
     assert dlt645.encode_time(datetime(2024, 3, 3, tzinfo=BEIJING), "w", BEIJING) == b"\x00"
 
 
+def test_a_time_of_all_ff_is_rejected() -> None:
+    with pytest.raises(FrameError, match="time: null"):
+        dlt645.decode_clock(bytes.fromhex("05010626"), bytes.fromhex("0000ff"), BEIJING)
+
+
+def test_part_of_an_item_is_not_taken_for_the_item() -> None:
+    frame = only_frame(ENERGY_REPLY)
+    more = Frame(frame.address, frame.control | 0x20, frame.data)
+    with pytest.raises(FrameError, match="more frames follow"):
+        dlt645.decode_reply(dlt645.read(frame.address, 0x00010000), more)
+
+
 # ---- load records ----------------------------------------------------------------------------------------------------
 
 # F369 (synthetic, from the standard's layout): class 4 only, 2022-06-15 10:00 Beijing time.
