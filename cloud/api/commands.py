@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import json
+import logging
 import signal
 import socket
 from collections.abc import Iterator
@@ -82,6 +83,7 @@ def serve(host: str, port: int) -> None:
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=30,
     )
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its start and stop lines say nothing to an operator
     click.echo(f"Gridloom console http://{host}:{port}/  API http://{host}:{port}/docs", err=True)
     asyncio.run(_Server(config).serve(sockets=[listener]))
 

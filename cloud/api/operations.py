@@ -243,7 +243,8 @@ _INGESTED: Final[LiteralString] = """
     SELECT b.*,
            (SELECT coalesce(sum(rows), 0) FROM quarantine WHERE replayed_at IS NULL) AS quarantined,
            (SELECT coalesce(sum(n), 0) FROM surplus) AS duplicates_raw,
-           (SELECT count(DISTINCT (point_id, start)) FROM interval WHERE mod(extract(epoch FROM start)::bigint, 900) <> 0)
+           (SELECT count(DISTINCT (point_id, start)) FROM interval
+            WHERE mod(extract(epoch FROM start)::bigint, 900) <> 0)
            + (SELECT count(*) FROM load WHERE meters_received > meters_expected) AS duplicates_interval
     FROM (SELECT coalesce(sum(rows) FILTER (WHERE kind = 'energy'), 0) AS rows_energy,
                  coalesce(sum(rows) FILTER (WHERE kind = 'power'), 0) AS rows_power,

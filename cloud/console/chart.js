@@ -58,6 +58,7 @@ function markNow(u) {
   ctx.save();
   ctx.strokeStyle = ctx.fillStyle = css("--quiet");
   ctx.lineWidth = devicePixelRatio;
+  ctx.setLineDash([]); // the last series left its own
   ctx.beginPath();
   ctx.moveTo(x, u.bbox.top);
   ctx.lineTo(x, u.bbox.top + u.bbox.height);
@@ -81,7 +82,7 @@ function options(width) {
     cursor: { drag: { x: false, y: false }, points: { size: 7 } },
     scales: { x: { range: () => shown.window }, y: { range: (_, low, high) => [Math.min(0, low), (high || 1) * 1.08] } },
     axes: [
-      { ...axis, space: 64, values: (_, splits) => splits.map((at) => {
+      { ...axis, size: 42, space: 64, values: (_, splits) => splits.map((at) => {
         const clock = minuteTime(new Date(at * 1000));
         return clock === "00:00" ? `${clock}\n${shortDay(new Date(at * 1000))}` : clock;
       }) },

@@ -68,8 +68,8 @@ async function poll() {
       known = heard = registry = null;
     }
   }
-  show();
   if (hasKey()) timer = setTimeout(poll, POLL_MS);
+  show();
 }
 
 function showBanner() {

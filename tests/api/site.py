@@ -31,6 +31,7 @@ AREAS = 6
 CUSTOMERS = 4  # per area; the first point of each area is its head
 FIRST = datetime(2026, 3, 10, 16, 0, tzinfo=UTC)  # a business day starts
 KEY = "gl_test"
+GRIDLOOM = (sys.executable, "-c", "from cloud.gridloom import main; main()")
 
 NAMES = (
     ("Harbour Road", "港湾路"),
@@ -305,7 +306,7 @@ class Served:
 
     dsn: str
     url: str
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[bytes]"
 
     def get(
         self, path: str, *, key: str | None = KEY, accept: str = "*/*", **query: str | int | list[str]
@@ -317,17 +318,17 @@ class Served:
 
 @contextmanager
 def serve(dsn: str, directory: Path) -> Iterator[Served]:
-    """The site's clock stands at NOW, a little faster than a snail's, so that answers can be compared."""
+    """The site's clock starts at NOW."""
     clock = directory / "clock.json"
     write_anchor(clock, Anchor(real_s=datetime.now(UTC).timestamp(), simulated_s=NOW.timestamp(), rate=1.0))
     port = free_port()
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from cloud.gridloom import main; main()", "serve", "--port", str(port)],
-        env=os.environ | {"GRIDLOOM_DSN": dsn, "GRIDLOOM_CLOCK": str(clock), "GRIDLOOM_ZONE": "Asia/Shanghai"},
-        stdout=subprocess.PIPE,
-        stderr=(directory / "serve.log").open("w"),
-        text=True,
-    )
+    with (directory / "serve.log").open("w") as log:
+        process = subprocess.Popen(
+            [*GRIDLOOM, "serve", "--port", str(port)],
+            env=os.environ | {"GRIDLOOM_DSN": dsn, "GRIDLOOM_CLOCK": str(clock), "GRIDLOOM_ZONE": "Asia/Shanghai"},
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+        )
     served = Served(dsn, f"http://{LOOPBACK}:{port}", process)
     try:
         for _ in range(200):
@@ -340,3 +341,17 @@ def serve(dsn: str, directory: Path) -> Iterator[Served]:
         yield served
     finally:
         stop(process)
+
+
+@contextmanager
+def database_closed(server: Postgres, dsn: str) -> Iterator[None]:
+    """Nobody gets into this database meanwhile, and who is in is thrown out."""
+    name = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+    quoted = psycopg.sql.Identifier(str(name))
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        connection.execute(psycopg.sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(quoted))
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+        try:
+            yield
+        finally:
+            connection.execute(psycopg.sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS true").format(quoted))
