@@ -42,6 +42,7 @@ class Dlt645Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Dlt645Template(msgspec.Struct, tag="dlt645-2007", tag_field="protocol", frozen=True, forbid_unknown_fields=True):
+    name: str
     source: str
     register: tuple[Dlt645Register, ...]
     profile: Dlt645Profile
@@ -84,6 +85,7 @@ class ModbusProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModbusTemplate(msgspec.Struct, tag="modbus-tcp", tag_field="protocol", frozen=True, forbid_unknown_fields=True):
+    name: str
     source: str
     function: Literal[3, 4]
     word_order: Literal["big", "little"]
@@ -112,7 +114,10 @@ def load(name: str) -> Template:
     """The template ``name``. Raises TemplateError for an unknown or a wrong one."""
     if name not in names():
         raise TemplateError(f'template "{name}": one of {", ".join(names())} expected')
-    return parse((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"), where=f"{name}.toml")
+    template = parse((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"), where=f"{name}.toml")
+    if template.name != name:
+        raise TemplateError(f'{name}.toml: name: "{name}" expected, got "{template.name}"')
+    return template
 
 
 def parse(text: str, *, where: str) -> Template:

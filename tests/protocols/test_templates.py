@@ -10,6 +10,7 @@ from protocols.templates import Dlt645Template, ModbusTemplate, TemplateError
 @pytest.mark.parametrize("name", templates.names())
 def test_every_template_loads_and_names_its_source(name: str) -> None:
     template = templates.load(name)
+    assert template.name == name
     assert template.source
     assert template.profile.interval_s == 900
     assert {register.quantity for register in template.register} == {*ENERGY_NAMES, *POWER_NAMES}
@@ -31,7 +32,7 @@ def test_a_645_register_counts_ten_watt_hours_a_step() -> None:
     assert {r.scale for r in template.register if r.quantity in ENERGY_NAMES} == {dlt645.WH_PER_STEP}
 
 
-HEAD = 'protocol = "dlt645-2007"\nsource = "a test"\nprofile = {interval_s = 900, marks_max = 6}\n'
+HEAD = 'name = "x"\nprotocol = "dlt645-2007"\nsource = "a test"\nprofile = {interval_s = 900, marks_max = 6}\n'
 
 
 @pytest.mark.parametrize(
