@@ -67,7 +67,7 @@ export function collected(total, groups, registry, gateways, status) {
 
 export function loadNow(loads, capacityW, name) {
   const newest = loads.findLast((row) => row.supplied_w !== null);
-  byId("load-name").textContent = name;
+  byId("load-name").textContent = byId("load-name").title = name;
   byId("load-value").textContent = kilowatts(newest?.supplied_w);
   const meter = byId("load-meter");
   meter.hidden = !newest || capacityW === null;

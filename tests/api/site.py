@@ -76,7 +76,14 @@ def _fill_registry(connection: psycopg.Connection[tuple[object, ...]]) -> None:
         en, zh = NAMES[area - 1]
         execute(
             "INSERT INTO area VALUES (%s, %s, %s, %s, %s, %s, -1, 8)",
-            (f"A{area}", "F1" if area <= 3 else "F2", en, zh, f"gw-a{area}", 95_000 + 9_000 * area),
+            (
+                f"A{area}",
+                "F1" if area <= 3 else "F2",
+                en,
+                zh,
+                f"gw-a{area}",
+                78_000 if area == 2 else 95_000 + 9_000 * area,
+            ),
         )
         for number in range(CUSTOMERS + 1):
             name = f"A{area}-HEAD" if number == 0 else f"A{area}-C{number:02}"
@@ -227,8 +234,8 @@ def _fill_operations(connection: psycopg.Connection[tuple[object, ...]]) -> None
     for rule, subject, severity, minutes, closed, en, zh in (
         (
             "forecast_above_capacity", "area:A2", "critical", 12, None,
-            "A2 Old Market: forecast peak 118 kW at 19:30 is above the limit of 113 kW",
-            "A2 老集市：预测 19:30 峰值 118 kW，超过限值 113 kW",
+            "A2 Old Market: forecast peak 82 kW at 19:30 is above the limit of 78 kW",
+            "A2 老集市：预测 19:30 峰值 82 kW，超过限值 78 kW",
         ),
         (
             "loss_out_of_range", "area:A2", "warning", 640, None,

@@ -61,6 +61,7 @@ def painted(page: Page) -> int:
 def photograph(page: Page, name: str) -> Path:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     path = SCREENSHOTS / f"console-{name}.png"
+    page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(600)  # bars grow
     page.screenshot(path=path, full_page=True)
     assert path.stat().st_size > 30_000
@@ -185,7 +186,7 @@ def test_it_says_when_it_is_cut_off_and_recovers_by_itself(
 
 def test_the_api_documentation_works_offline(browser: Browser, served: Served) -> None:
     with console(browser, served, fragment="docs") as page:
-        expect(page.locator("h2.title")).to_contain_text("Gridloom")
+        expect(page.locator(".info h1")).to_contain_text("Gridloom")
         expect(page.locator(".opblock-get")).to_have_count(15)
         page.click("text=Interval energy of metering points")
         expect(page.locator(".opblock.is-open")).to_contain_text("half-open", ignore_case=True)
