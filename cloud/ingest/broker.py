@@ -28,8 +28,9 @@ SESSION_EXPIRY_S: Final = 24 * 3600
 KEEPALIVE_S: Final = 20
 RECEIPTS_QUEUED_MAX: Final = 10_000  # what is beyond is not sent, and its gateway asks again
 # Batches are shared among ingestors; a status is retained, which shared subscriptions are not sent.
+# Each filter has a group of its own: rumqttd, the embedded broker, delivers only one filter of a group.
 SUBSCRIPTIONS: Final = (
-    *(f"$share/ingest/{ROOT}/+/{last.value}" for last in (Topic.ENERGY, Topic.POWER, Topic.EVENTS)),
+    *(f"$share/ingest-{last.value}/{ROOT}/+/{last.value}" for last in (Topic.ENERGY, Topic.POWER, Topic.EVENTS)),
     f"{ROOT}/+/{Topic.STATUS.value}",
 )
 
@@ -51,6 +52,7 @@ class Broker:
         self.inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._settings = settings
         self._connection = 0
+        self._resumed = False
         self._refused = ""
         self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTv5, manual_ack=True)
         self._client.username_pw_set(settings.username, settings.password)
@@ -105,7 +107,7 @@ class Broker:
             return
         self._refused = ""
         self._connection += 1
-        logger.info("broker connected host=%s port=%s session=%s", *self._address, _word(flags.session_present))
+        self._resumed = flags.session_present
         client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in SUBSCRIPTIONS])
 
     def _on_connect_fail(self, _client: Client, _data: Any) -> None:
@@ -130,6 +132,8 @@ class Broker:
         for topic, reason in zip(SUBSCRIPTIONS, reasons, strict=False):
             if reason.is_failure:
                 logger.error("broker refuses subscription topic=%s reason=%s; see its access list", topic, reason)
+        session = "resumed" if self._resumed else "new"
+        logger.info("broker connected host=%s port=%s session=%s", *self._address, session)
 
     def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
         content_type = getattr(message.properties, "ContentType", None) or MSGPACK
@@ -142,7 +146,3 @@ class Broker:
     @property
     def _address(self) -> tuple[str, int]:
         return self._settings.host, self._settings.port
-
-
-def _word(session_present: bool) -> str:
-    return "resumed" if session_present else "new"

@@ -1,0 +1,157 @@
+"""A store with the small registry, the broker of this machine, and ingestors as real processes."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import psycopg
+import pytest
+from paho.mqtt.client import Client, MQTTMessage, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from cloud.store.migrations import Connection, migrate
+from cloud.store.registry import Registry, read_registry, save_registry
+from protocols.uplink import MSGPACK, Receipt, Topic, decode, topic
+from tests.conftest import BROKER_USERS, missing_service, stop
+from tests.store.conftest import NOW
+from tests.store.registry_files import write_registry
+
+
+@dataclass(frozen=True)
+class Address:
+    """A broker and its users."""
+
+    url: str
+    passwords: dict[str, str] = field(repr=False)
+
+
+@pytest.fixture
+def broker(request: pytest.FixtureRequest) -> Address:
+    """The embedded broker beside the embedded database, mosquitto beside TimescaleDB."""
+    if request.node.callspec.params["empty_database"] == "embedded":
+        return Address(request.getfixturevalue("embedded_broker").url, BROKER_USERS)
+    url = os.environ.get("GRIDLOOM_TEST_MQTT_URL", "")
+    if not url:
+        missing_service("mosquitto (GRIDLOOM_TEST_MQTT_URL)")
+    passwords = {
+        user: os.environ[f"GRIDLOOM_TEST_MQTT_PASSWORD_{user.upper().replace('-', '_')}"]
+        for user in ("cloud", "gw-1", "gw-2")
+    }
+    return Address(url, passwords)
+
+
+@pytest.fixture
+def store_dsn(empty_database: str, tmp_path: Path) -> str:
+    migrate(empty_database)
+    registry = read_registry(write_registry(tmp_path / "registry"))
+    assert isinstance(registry, Registry)
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        save_registry(connection, registry, since=NOW)
+    return empty_database
+
+
+@pytest.fixture
+def connection(store_dsn: str) -> Iterator[Connection]:
+    with psycopg.connect(store_dsn, autocommit=True) as opened:
+        yield opened
+
+
+class Gateway:
+    """A gateway's end of the line: publishes what it is told, and collects receipts."""
+
+    def __init__(self, broker: Address, name: str) -> None:
+        self.name = name
+        self.receipted: list[tuple[str, int]] = []
+        self._client = Client(CallbackAPIVersion.VERSION2, f"test-{uuid4().hex}", protocol=MQTTv5)
+        self._client.username_pw_set(name, broker.passwords[name])
+        self._client.on_message = self._on_message
+        url = urlsplit(broker.url)
+        self._client.connect(url.hostname or "", url.port or 1883)
+        self._client.subscribe(topic(name, Topic.RECEIPT), 1)
+        self._client.loop_start()
+
+    def publish(self, last: Topic, payload: bytes, *, content_type: str = MSGPACK, retain: bool = False) -> None:
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.ContentType = content_type
+        self._client.publish(topic(self.name, last), payload, 1, retain, properties).wait_for_publish(10)
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
+        receipt = decode(bytes(message.payload), Receipt)
+        for first, last in receipt.stored:
+            self.receipted += [(receipt.epoch, seq) for seq in range(first, last + 1)]
+
+
+@pytest.fixture
+def gateway(broker: Address) -> Iterator[Gateway]:
+    opened = Gateway(broker, "gw-1")
+    yield opened
+    opened.close()
+
+
+Start = Callable[[], "subprocess.Popen[Any]"]
+
+
+@pytest.fixture
+def start_ingest(store_dsn: str, broker: Address, tmp_path: Path) -> Iterator[Start]:
+    """Starts `gridloom ingest` and waits until it listens; the same session however often it is started."""
+    name = uuid4().hex
+    started: list[subprocess.Popen[Any]] = []
+    log_path = tmp_path / "ingest.log"
+
+    def start() -> "subprocess.Popen[Any]":
+        with log_path.open("ab") as log:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", "from cloud.gridloom import main; main()", "ingest", "--name", name],
+                    env={
+                        **os.environ,
+                        "GRIDLOOM_DSN": store_dsn,
+                        "GRIDLOOM_MQTT_URL": broker.url,
+                        "GRIDLOOM_MQTT_USERNAME": "cloud",
+                        "GRIDLOOM_MQTT_PASSWORD": broker.passwords["cloud"],
+                    },
+                    stderr=log,
+                )
+            )
+        eventually(lambda: log_path.read_text().count("broker connected") >= len(started))
+        return started[-1]
+
+    yield start
+    for process in started:
+        stop(process)
+    drop_session(broker, f"gridloom-ingest-{name}")
+
+
+def drop_session(broker: Address, client_id: str) -> None:
+    """So that the next test's messages are not shared with a session that nobody serves any more."""
+    client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTv5)
+    client.username_pw_set("cloud", broker.passwords["cloud"])
+    url = urlsplit(broker.url)
+    client.connect(url.hostname or "", url.port or 1883, clean_start=True)
+    client.loop_start()
+    deadline = time.monotonic() + 5
+    while not client.is_connected() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    client.disconnect()
+    client.loop_stop()
+
+
+def eventually(check: Callable[[], object], timeout_s: float = 15) -> None:
+    """Wait until ``check`` is true."""
+    deadline = time.monotonic() + timeout_s
+    while not check():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.05)
