@@ -200,7 +200,7 @@ def _customers(
         # Nobody steals from a constant load, which may stand still for days.
         stolen_kw = np.where([load.category[0] == "B" for load in shared], 0, means_kw * shares)
         wanted_kw = STOLEN_SHARE * means_kw.sum()
-        if stolen_kw.any():
+        if plan.habit in (Habit.SCALED, Habit.BYPASS):
             chosen = int(np.argmin(np.abs(np.log(stolen_kw.clip(1e-9) / wanted_kw))))
             kw[chosen] *= max(1.0, wanted_kw / stolen_kw[chosen])
         else:

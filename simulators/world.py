@@ -270,7 +270,7 @@ class World:
         return int((at_s - self.zero_s) // INTERVAL_S)
 
     def reading(self, row: int, at_s: float) -> Integers:
-        """(4,) registers in steps of 10 Wh at any moment since day 0, between marks in proportion to time."""
+        """(4,) registers in steps of 10 Wh at any moment since day 0, between marks in proportion to closed time."""
         self.extend(at_s + 1)
         mark = self._mark(at_s)
         from_s, until_s = float(self.zero_s + mark * INTERVAL_S), self.zero_s + (mark + 1) * INTERVAL_S
@@ -278,9 +278,15 @@ class World:
         anchor = self._anchors.get((row, mark))
         if anchor and at_s >= anchor[0]:
             from_s, before = anchor
-        passed = (at_s - from_s) / (until_s - from_s)
+        passed_s, whole_s = self._on_s(row, from_s, at_s), self._on_s(row, from_s, until_s)
+        passed = passed_s / whole_s if whole_s else 0.0
         shown: Integers = before + np.floor((after - before) * passed + STEP_SLACK).astype(np.int32)
         return shown
+
+    def _on_s(self, row: int, from_s: float, to_s: float) -> float:
+        """Seconds of [from_s, to_s) in which the meter's relay is closed."""
+        windows = self._windows.get(self._customer.get(row, -1), ())
+        return to_s - from_s - sum(max(0.0, min(to_s, w.closes_s) - max(from_s, w.opened_s)) for w in windows)
 
     def record(self, row: int, meter_mark_s: int, now_s: float) -> list[int] | None:
         """The registers in the load profile at a mark of the meter's own clock; None where its memory has none."""

@@ -1,0 +1,97 @@
+"""The folder `build` writes, and what the command says when something is wrong."""
+
+import csv
+import json
+import tomllib
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from gateway import config
+from simulators import site
+from simulators.__main__ import main
+from simulators.site import RelayAction, Site
+from tests.simulators.conftest import METERS, START
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_registry_hangs_together(built: Site) -> None:
+    folder = built.directory / "registry"
+    nodes = {row["node_id"]: row for row in rows(folder / "nodes.csv")}
+    meters = rows(folder / "meters.csv")
+    assert len(meters) == METERS
+    assert sum(row["role"] == "supply" for row in meters) == 6
+    for row in meters:
+        assert nodes[row["node_id"]]["area_id"] == row["area_id"]
+        assert nodes[row["node_id"]]["kind"] == ("source" if row["role"] == "supply" else "customer")
+    # Radial: every node but the source is fed by exactly one line or transformer.
+    fed = [row["to_node"] for row in rows(folder / "lines.csv")]
+    fed += [row["lv_node"] for row in rows(folder / "transformers.csv")]
+    assert sorted(fed) == sorted(name for name, row in nodes.items() if row["kind"] != "source")
+    areas = rows(folder / "areas.csv")
+    assert {row["feeder_id"] for row in areas} == {row["feeder_id"] for row in rows(folder / "feeders.csv")}
+    assert len({row["gateway"] for row in areas}) == 6
+
+
+def test_gateways_take_their_site_files(built: Site) -> None:
+    """Every meter of the registry hangs on the gateway of its area, under its wire name."""
+    environment = {"GRIDLOOM_MQTT_PASSWORD": "x" * 12, "GRIDLOOM_645_PASSWORD": "02123456"}
+    ports = {line.name: line.port for line in built.lines}
+    expected = {(row["gateway"], row["wire_name"]) for row in rows(built.directory / "registry/meters.csv")}
+    told = set()
+    for path in sorted((built.directory / "gateways").glob("*/site.toml")):
+        assert isinstance(config.load(path, environment), config.Site), "problems"
+        document = tomllib.loads(path.read_text())
+        assert document["gateway"]["name"] == path.parent.name
+        assert all(line["port"] == ports[line["name"]] for line in document["line"])
+        told |= {(path.parent.name, meter["name"]) for meter in document["meter"]}
+    assert told == expected
+
+
+def test_truth_names_the_odd_meters_each_in_its_own_area(built: Site) -> None:
+    truth = json.loads((built.directory / "truth.json").read_text())
+    odd = {entry["kind"]: entry["area"] for entry in truth["meters"]}
+    assert set(odd) == {"scaled", "bypass", "broken", "drifting"}
+    assert len({*odd.values(), truth["stressed_area"]}) == 5
+    day = truth["areas"]["A1"]["2026-02-20"]
+    assert day["unexplained_wh"] == pytest.approx(
+        day["supplied_wh"] - day["technical_wh"] - day["registered_wh"], abs=0.3
+    )
+
+
+def test_a_journal_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    whole = RelayAction(START.timestamp(), "A6-C01", False, START.timestamp() + 60)
+    site.append_journal(tmp_path, whole)
+    with (tmp_path / "relays.jsonl").open("a") as file:
+        file.write('{"at_s": 12, "po')
+    assert site.read_journal(tmp_path) == [whole]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["build", "--meters", "5"], 2, "30 to 3000 expected, got 5"),
+        (["build", "--start", "yesterday"], 2, "an ISO time such as"),
+        (["build", "--start", "2026-03-01T17:00"], 2, "add the offset"),
+        (["run"], 1, "make it with: python -m simulators build"),
+        (["truth", "--points", "A6-C01"], 2, "belong together"),
+    ],
+)
+def test_mistakes_get_one_line_that_says_what_to_do(tmp_path: Path, arguments: list[str], code: int, text: str) -> None:
+    done = CliRunner().invoke(main, [arguments[0], "--data", str(tmp_path / "none"), *arguments[1:]])
+    assert done.exit_code == code
+    assert text in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_truth_of_unknown_points_is_refused(built: Site) -> None:
+    window = ["--from", START.isoformat(), "--to", (START + timedelta(hours=1)).isoformat()]
+    done = CliRunner().invoke(main, ["truth", "--data", str(built.directory), *window, "--points", "A1-HEAD,B7"])
+    assert done.exit_code == 1
+    assert "customers of this site expected, got B7, A1-HEAD" in done.stderr
