@@ -324,15 +324,16 @@ class Served:
 
 
 @contextmanager
-def serve(dsn: str, directory: Path) -> Iterator[Served]:
-    """The site's clock starts at NOW."""
+def serve(dsn: str, directory: Path, *, role: str = "gridloom_api") -> Iterator[Served]:
+    """The site's clock starts at NOW. The server may do what its role may and no more."""
+    granted = psycopg.conninfo.make_conninfo(dsn, options=f"-c role={role}")
     clock = directory / "clock.json"
     write_anchor(clock, Anchor(real_s=datetime.now(UTC).timestamp(), simulated_s=NOW.timestamp(), rate=1.0))
     port = free_port()
     with (directory / "serve.log").open("w") as log:
         process = subprocess.Popen(
             [*GRIDLOOM, "serve", "--port", str(port)],
-            env=os.environ | {"GRIDLOOM_DSN": dsn, "GRIDLOOM_CLOCK": str(clock), "GRIDLOOM_ZONE": "Asia/Shanghai"},
+            env=os.environ | {"GRIDLOOM_DSN": granted, "GRIDLOOM_CLOCK": str(clock), "GRIDLOOM_ZONE": "Asia/Shanghai"},
             stdout=subprocess.DEVNULL,
             stderr=log,
         )

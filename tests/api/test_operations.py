@@ -219,6 +219,6 @@ def test_without_the_database_it_says_503_and_recovers(served: Served, postgres:
 
 
 def test_a_database_without_tables_is_named_as_such(empty_plain_database: str, tmp_path: Path) -> None:
-    with serve(empty_plain_database, tmp_path) as served:
+    with serve(empty_plain_database, tmp_path, role="postgres") as served:
         answer = served.get("/healthz")
         assert (answer.status_code, answer.json()["action"]) == (503, "Run: gridloom migrate")
