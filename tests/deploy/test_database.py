@@ -31,7 +31,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
         **server.popen_arguments(),
     )
     try:
-        wait_for_postgres(server.dsn)
+        wait_for_postgres(server.dsn, timeout_s=60)
         with psycopg.connect(server.dsn, autocommit=True) as admin:
             admin.execute("CREATE DATABASE gridloom")
         _run_script(server)
