@@ -60,7 +60,7 @@ def forecast(load_w: Array, minute_of_week: NDArray[np.int64], horizon: int, ste
         raise ValueError(f"minute_of_week: {load_w.shape[1] + horizon} steps expected, got {minute_of_week.shape[0]}")
     kept = min(load_w.shape[1], DAYS_USED_MAX * steps_per_day)
     load_w, minute_of_week = load_w[:, load_w.shape[1] - kept :], minute_of_week[-kept - horizon :]
-    scale = np.nanmean(np.abs(load_w), axis=1, keepdims=True)
+    scale = _mean(np.abs(load_w), axis=1)[:, None]
     scale = np.where(np.isfinite(scale) & (scale > 0), scale, 1.0)
     rows = _Rows.build(load_w / scale, minute_of_week, horizon, steps_per_day)
     point, past_errors = rows.solve(steps_per_day)
@@ -168,11 +168,9 @@ def _features(
     weekday = minute_of_week[start : start + horizon] // 1440
     past = load[:, max(0, start - _WEEK * steps_per_day) : start]
     level = _mean(past[:, -steps_per_day:], axis=1) - _mean(past, axis=1)
-    same_hours = np.stack(
-        [load[:, max(0, i - hour) : i] for i in range(start - steps_per_day, 0, -steps_per_day)][:7]
-        or [np.full((load.shape[0], hour), np.nan)]
-    )
-    now = _mean(load[:, max(0, start - hour) : start], axis=1) - _mean(_mean(same_hours, axis=2), axis=0)
+    ends = range(start - steps_per_day, hour - 1, -steps_per_day)[:_WEEK]
+    same_hour = np.concatenate([past[:, :0], *(load[:, end - hour : end] for end in ends)], axis=1)
+    now = _mean(load[:, max(0, start - hour) : start], axis=1) - _mean(same_hour, axis=1)
     # How yesterday ended matters most for the next hours.
     fade = np.exp(-step / (3 * hour))
     columns = [

@@ -54,11 +54,13 @@ class Transformer:
 class Network:
     """A compiled radial network of N nodes besides the source, on a base of 1 VA.
 
+    ``source_v``: rated volts at the source, line to line.
     ``node``: name → column 0 … N-1; the source is absent.  ``path``: (N, N) branch × node, 1 where the branch feeds the
     node.  ``resistance``, ``impedance``: (N,) and (N, N) pu.  ``shunt``: (N,) pu admittance.  ``source_shunt``: pu.
     """
 
     source: str
+    source_v: float
     node: Mapping[str, int]
     path: Array
     resistance: Array
@@ -131,6 +133,7 @@ def compile_network(source: str, lines: Sequence[Line], transformers: Sequence[T
     series = np.array(impedances, complex)
     return Network(
         source=source,
+        source_v=volts,
         node=node,
         path=path,
         resistance=series.real.copy(),
@@ -171,33 +174,47 @@ def power_flow(network: Network, load_va: Complex, source_pu: Array | float = 1.
     Raises NoSolutionError.
     """
     source_v = np.broadcast_to(np.asarray(source_pu, complex), load_va.shape[:1])[:, None]
-    voltage = np.repeat(source_v, load_va.shape[1], axis=1)
+    # Only nodes that draw a current shape the voltages; the others follow at the end.
+    busy = np.flatnonzero((load_va != 0).any(axis=0) | (network.shunt != 0))
+    drawn_va, shunt = load_va[:, busy], network.shunt[busy]
+    impedance = network.impedance[np.ix_(busy, busy)]
+    voltage = np.repeat(source_v, len(busy), axis=1)
     for _ in range(ITERATIONS_MAX):
-        current = np.conj(load_va / voltage) + network.shunt * voltage
-        fresh = source_v - current @ network.impedance
+        current = np.conj(drawn_va / voltage) + shunt * voltage
+        fresh = source_v - current @ impedance
         change = np.abs(fresh - voltage).max(initial=0.0)
         voltage = fresh
         if not np.isfinite(change):
             break
         if change < TOLERANCE_PU:
-            branch_current = (np.conj(load_va / voltage) + network.shunt * voltage) @ network.path.T
-            loss = np.abs(branch_current) ** 2 @ network.resistance + np.abs(voltage) ** 2 @ network.shunt
-            return Flow(voltage, loss + np.abs(source_v[:, 0]) ** 2 * network.source_shunt)
+            current = np.conj(drawn_va / voltage) + shunt * voltage
+            branch_current = current @ network.path[:, busy].T
+            loss = np.abs(branch_current) ** 2 @ network.resistance + np.abs(voltage) ** 2 @ shunt
+            return Flow(
+                source_v - current @ network.impedance[busy], loss + np.abs(source_v[:, 0]) ** 2 * network.source_shunt
+            )
     raise NoSolutionError(f"no solution within {ITERATIONS_MAX} steps; check loads, lengths and ratings")
 
 
 def technical_loss(
-    network: Network, column: NDArray[np.intp], drawn_wh: Array, drawn_varh: Array, interval_h: float
+    network: Network,
+    column: NDArray[np.intp],
+    drawn_wh: Array,
+    drawn_varh: Array,
+    interval_h: float,
+    source_pu: Array | float = 1.0,
 ) -> Array:
     """Wh lost in wires and transformers per interval.
 
     column: (M,) node of each meter.  drawn_wh, drawn_varh: (T, M) import less export; varh NaN: power factor 0.95.
+    source_pu: (T,) or one voltage magnitude at the source.
     Returns (T,) Wh. Load is taken as even within an interval, which is a little less than was really lost.
     """
     reactive = np.where(np.isnan(drawn_varh), np.abs(drawn_wh) * TAN_PHI, drawn_varh)
     at_node = np.zeros((len(column), len(network.node)))
     at_node[np.arange(len(column)), column] = 1
-    return power_flow(network, (drawn_wh + 1j * reactive) / interval_h @ at_node).loss_w * interval_h
+    load_va = (drawn_wh + 1j * reactive) / interval_h @ at_node
+    return power_flow(network, load_va, source_pu).loss_w * interval_h
 
 
 def statistical_loss(supplied_wh: Array, delivered_wh: Array) -> Array:

@@ -1,10 +1,15 @@
 """`gridloom work`."""
 
+import os
 import re
 import signal
 from datetime import timedelta
 
 import click
+
+# Our matrices are small: BLAS threads would spend their time waiting for each other. Read when numpy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import psycopg
 
 from cloud.jobs.calendar import Calendar

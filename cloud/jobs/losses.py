@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +27,7 @@ from protocols.uplink import to_us
 Connection = psycopg.Connection[tuple[Any, ...]]
 Array = NDArray[np.float64]
 
+HEAD_V_SPAN: Final = timedelta(days=7)
 _NAMED_MAX: Final = 3  # missing meters a reason names
 
 
@@ -40,13 +41,17 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Area:
-    """``network`` is a sentence instead where it cannot be computed."""
+    """``network`` is a sentence instead where it cannot be computed.
+
+    ``head_v``: volts the head meter showed of late, for days on which nobody read them; None where it never did.
+    """
 
     area_id: str
     low_percent: float
     high_percent: float
     points: tuple[Point, ...]
     network: Network | str
+    head_v: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +90,12 @@ def update_losses(
     wanted: dict[str, list[date]] = {}
     for area_id, day in sorted(set(area_days)):
         wanted.setdefault(area_id, []).append(day)
-    for area in load_areas(connection, list(wanted)):
+    for area in load_areas(connection, list(wanted), now):
         with connection.transaction(), connection.cursor() as cursor:
             for day in wanted[area.area_id]:
-                loss = day_loss(area, _load_energy(cursor, area, *calendar.bounds(day)))
+                start, end = calendar.bounds(day)
+                head_v = _load_head_v(cursor, area.area_id, start, end) or area.head_v
+                loss = day_loss(area, _load_energy(cursor, area, start, end), source_pu(area.network, head_v))
                 cursor.execute(
                     _UPSERT,
                     (
@@ -98,7 +105,18 @@ def update_losses(
                 )  # fmt: skip
 
 
-def day_loss(area: Area, energy: Energy) -> DayLoss:
+def source_pu(network: Network | str, head_v: float | None) -> float:
+    """Voltage at the head over its rating; 1 where it was not measured, or the head meter is not at the source.
+
+    A head meter shows volts to neutral, or between the lines where it has two elements.
+    """
+    if head_v is None or isinstance(network, str):
+        return 1.0
+    plausible = [pu for pu in (head_v * 3**0.5 / network.source_v, head_v / network.source_v) if 0.8 < pu < 1.2]
+    return plausible[0] if plausible else 1.0
+
+
+def day_loss(area: Area, energy: Energy, source_pu: float = 1.0) -> DayLoss:
     """Loss over the aligned intervals: those in which every meter of the area was there. A gap is not a loss."""
     supply = np.array([point.role == "supply" for point in area.points], bool)
     customer = np.array([point.role in ("customer", "generation") for point in area.points], bool)
@@ -115,14 +133,14 @@ def day_loss(area: Area, energy: Energy) -> DayLoss:
         reason = "the area fed back more than it drew; a share of the supply says nothing"
         return DayLoss(supplied_wh, delivered_wh, None, int(aligned.sum()), "not_computable", reason)
     technical_wh, reason = _technical(
-        area, Energy(energy.wh[aligned][:, customer], energy.varh[aligned][:, customer]), customer
+        area, Energy(energy.wh[aligned][:, customer], energy.varh[aligned][:, customer]), customer, source_pu
     )
     percent = 100 * (supplied_wh - delivered_wh) / supplied_wh
     state = "high" if percent > area.high_percent else "negative" if percent < area.low_percent else "normal"
     return DayLoss(supplied_wh, delivered_wh, technical_wh, int(aligned.sum()), state, reason)
 
 
-def _technical(area: Area, drawn: Energy, customer: NDArray[np.bool_]) -> tuple[float | None, str]:
+def _technical(area: Area, drawn: Energy, customer: NDArray[np.bool_], source_pu: float) -> tuple[float | None, str]:
     """Technical loss in Wh, or why there is none."""
     if isinstance(area.network, str):
         return None, area.network
@@ -132,9 +150,10 @@ def _technical(area: Area, drawn: Energy, customer: NDArray[np.bool_]) -> tuple[
         return None, f"node {lost[0]} of a meter is not in the network model; correct the registry"
     column = np.array([area.network.node[node] for node in nodes])
     try:
-        return float(technical_loss(area.network, column, drawn.wh, drawn.varh, INTERVAL_H).sum()), ""
+        loss_wh = technical_loss(area.network, column, drawn.wh, drawn.varh, INTERVAL_H, source_pu)
     except NoSolutionError as error:
         return None, f"power flow: {error}"
+    return float(loss_wh.sum()), ""
 
 
 def _who_is_missing(points: Sequence[Point], wh: Array) -> str:
@@ -164,7 +183,18 @@ def _load_energy(cursor: psycopg.Cursor[Any], area: Area, start: datetime, end: 
     return Energy(wh, varh)
 
 
-def load_areas(connection: Connection, area_ids: Sequence[str]) -> list[Area]:
+def _load_head_v(cursor: psycopg.Cursor[Any], area_id: str, start: datetime, end: datetime) -> float | None:
+    """Mean volts of the head meter on its primary side during [start, end)."""
+    row = cursor.execute(_HEAD_V, {"area": area_id, "from": start, "to": end}).fetchone()
+    return row[0] if row else None
+
+
+def areas_with_head_v(connection: Connection, now: datetime) -> set[str]:
+    """Areas whose head meter showed its voltage of late."""
+    return {area_id for (area_id,) in connection.execute(_WITH_HEAD_V, (now - HEAD_V_SPAN,))}
+
+
+def load_areas(connection: Connection, area_ids: Sequence[str], now: datetime) -> list[Area]:
     """The areas with their meters and compiled networks, as the registry has them now."""
     areas = []
     for area_id, low, high in connection.execute(
@@ -174,7 +204,10 @@ def load_areas(connection: Connection, area_ids: Sequence[str]) -> list[Area]:
         points = connection.execute(
             "SELECT point_id, point, role, node_id FROM metering_point WHERE area_id = %s ORDER BY point_id", (area_id,)
         ).fetchall()
-        areas.append(Area(area_id, low, high, tuple(Point(*row) for row in points), _load_network(connection, area_id)))
+        network = _load_network(connection, area_id)
+        with connection.cursor() as cursor:
+            head_v = _load_head_v(cursor, area_id, now - HEAD_V_SPAN, now)
+        areas.append(Area(area_id, low, high, tuple(Point(*row) for row in points), network, head_v))
     return areas
 
 
@@ -194,11 +227,24 @@ def _load_network(connection: Connection, area_id: str) -> Network | str:
         return f"network model: {error}"
 
 
+_HEAD_V: Final = """
+    SELECT avg((s.voltage_l1_v + coalesce(s.voltage_l2_v, s.voltage_l1_v) + coalesce(s.voltage_l3_v, s.voltage_l1_v))
+               / 3 * i.pt_ratio)
+    FROM metering_point p JOIN installation i USING (point_id)
+    JOIN power_sample s ON s.meter_id = i.meter_id AND s.at BETWEEN i.valid_from AND i.valid_to
+    WHERE p.area_id = %(area)s AND p.role = 'supply' AND s.voltage_l1_v > 0
+      AND s.at >= %(from)s AND s.at < %(to)s
+"""
 _ENERGY: Final = """
     SELECT point_id, start, energy_import_wh - coalesce(energy_export_wh, 0),
            coalesce(reactive_import_varh - coalesce(reactive_export_varh, 0), (%(missing)s)::bigint)
     FROM interval_current
     WHERE point_id = ANY(%(points)s) AND start >= %(from)s AND start < %(to)s AND energy_import_wh IS NOT NULL
+"""
+_WITH_HEAD_V: Final = """
+    SELECT p.area_id FROM metering_point p JOIN installation i USING (point_id)
+    WHERE p.role = 'supply' AND EXISTS (
+        SELECT FROM power_sample s WHERE s.meter_id = i.meter_id AND s.at >= %s AND s.voltage_l1_v > 0)
 """
 _LINES: Final = """
     SELECT from_node, to_node, length_m, r_ohm_per_km, x_ohm_per_km

@@ -87,7 +87,7 @@ def plan(connection: Connection, terms: Terms, now: datetime) -> None:
     for alert_id, area_id, above_from, points in connection.execute(_WANTED, {"rule": PEAK, "now": now}).fetchall():
         start = ceil_mark(max(now + terms.lead, min(above_from, now + timedelta(days=7))))
         end = start + -(-terms.duration // INTERVAL) * INTERVAL
-        busy = connection.execute(_BUSY, {"area": area_id, "from": start - REST}).fetchone()
+        busy = connection.execute(_BUSY, {"area": area_id, "from": start - REST}).fetchone() is not None
         if busy or start - now > terms.lead + EARLY:
             continue
         event_id = f"{area_id}-{start:%Y%m%dT%H%MZ}"

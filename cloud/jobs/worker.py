@@ -14,11 +14,11 @@ from cloud.engines.forecast import DAYS_MIN
 from cloud.jobs import forecasts
 from cloud.jobs.calendar import Calendar, floor_mark
 from cloud.jobs.derive import SUBSTATION, changed_days, drain, expect, open_session
-from cloud.jobs.losses import update_losses
+from cloud.jobs.losses import areas_with_head_v, update_losses
 from cloud.jobs.mailbox import Mailbox
 from cloud.jobs.response import Response
 from cloud.jobs.watch import update_alerts
-from protocols.clock import SystemClock
+from protocols.clock import Clock
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class NotReadyError(RuntimeError):
 @dataclass
 class Worker:
     dsn: str
-    clock: SystemClock
+    clock: Clock
     calendar: Calendar
     mailbox: Mailbox
     response: Response
@@ -108,8 +108,9 @@ class Cycle:
     _mark: datetime | None = None
     _first_mark: datetime | None = None
     _dirty: set[tuple[str, date]] | None = None
+    _with_head_v: set[str] = field(default_factory=set)
     _hour: datetime | None = None
-    _scored: tuple[date, int] | None = None
+    _scored: date | None = None
     _history_days: int = 0
     _deferred_at: float = field(default_factory=time.monotonic)
 
@@ -139,19 +140,28 @@ class Cycle:
     def _gather_days(self, changed: set[tuple[str, date]], now: datetime) -> None:
         """Days whose loss must be looked at again: changed ones, and at a new mark those that it may complete."""
         if self._dirty is None:
-            self._dirty = {
-                (area, day)
-                for area, day in self.connection.execute(
-                    "SELECT DISTINCT substr(series, 6), (start AT TIME ZONE %s)::date FROM load"
-                    " WHERE series LIKE 'area:%%'",
-                    (str(self.worker.calendar.zone),),
-                )
-            }
+            self._dirty = self._days()
         self._dirty |= changed
         if floor_mark(now) != self._mark:
             today = self.worker.calendar.day(now)
             areas = self.connection.execute("SELECT area_id FROM area").fetchall()
             self._dirty |= {(area, day) for (area,) in areas for day in (today, today - timedelta(days=1))}
+            # Meters remember energy but not voltage: the first one read at a head tells about the days before it too.
+            known = areas_with_head_v(self.connection, now)
+            if fresh := known - self._with_head_v:
+                self._dirty |= {(area, day) for area, day in self._days() if area in fresh}
+                self._with_head_v |= fresh
+
+    def _days(self) -> set[tuple[str, date]]:
+        """Every business day of every area with a load."""
+        return {
+            (area, day)
+            for area, day in self.connection.execute(
+                "SELECT DISTINCT substr(series, 6), (start AT TIME ZONE %s)::date FROM load"
+                " WHERE series LIKE 'area:%%'",
+                (str(self.worker.calendar.zone),),
+            )
+        }
 
     def _losses(self, now: datetime) -> None:
         assert self._dirty is not None
@@ -170,15 +180,15 @@ class Cycle:
         assert row
         days: int = row[0]
         hour = (now - SETTLED).replace(minute=0, second=0, microsecond=0)
-        scores = (calendar.day(now - SETTLED), days // forecasts.SCORED_DAYS)
-        if days < DAYS_MIN or (hour == self._hour and days == self._history_days and scores == self._scored):
+        today, grown = calendar.day(hour), days != self._history_days
+        if days < DAYS_MIN or not (grown or hour != self._hour or today != self._scored):
             return
         history = forecasts.load_history(self.connection, now)
         if history.load_w.shape[1] < DAYS_MIN * forecasts.STEPS_PER_DAY:
             return
-        if hour != self._hour or days != self._history_days:
+        if grown or hour != self._hour:
             forecasts.run(self.connection, calendar, history, now)
             logger.info("forecast of %d series from %s, %d days of history", len(history.series), history.end, days)
-        if days != self._history_days or scores != self._scored:
+        if grown or today != self._scored:
             forecasts.score(self.connection, calendar, history)
-        self._hour, self._scored, self._history_days = hour, scores, days
+        self._hour, self._scored, self._history_days = hour, today, days
