@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 SETTLE: Final = timedelta(seconds=5)  # a meter needs a moment to freeze its registers at a mark
 PIECE_MARKS: Final = 24  # one read from memory: 6 h, 4 frames of DL/T 645; what a lost frame costs
 IDLE_S: Final = 1.0  # between two looks for gaps
+FLUSH_S: Final = 5.0  # a slow line does not fill a batch; what it gave is safe after this
 BACKFILL_FILL: Final = 0.5  # of the queue, then backfill pauses: memory of meters is a store too, live data has none
 CLOCK_OFFSET_MAX_S: Final = 60.0
 SILENT_POLLS: Final = 4  # in a row, energy and power: two sweeps before an event says so
@@ -90,7 +91,8 @@ class Agent:
             await self._clock.sleep_until(at + SETTLE)
             await self._sweep(Kind.ENERGY, at)
             self._swept = mark
-            await self._sweep(Kind.POWER, at)
+            if self._clock.now() < self._queue.at(mark + 1):  # later it would be power of another mark
+                await self._sweep(Kind.POWER, at)
 
     async def _sweep(self, kind: Kind, at: datetime) -> None:
         """One batch from all meters; one that fails stops no other."""
@@ -126,23 +128,21 @@ class Agent:
         """Fill gaps, newest first over all meters of a line; begin again after a sweep, which may leave new ones."""
         while True:
             rows: list[Row] = []
-            swept = self._swept
+            swept, flushed_s = self._swept, self._clock.monotonic()
             unheard: set[str] = set()  # asked once a pass; the line is better used
             for meter, run in self._pieces(meters):
-                if self._swept != swept:
+                if self._swept != swept or self._queue.bytes > BACKFILL_FILL * self._queue.bytes_max:
                     break
                 if meter.name in unheard:
                     continue
-                while self._queue.bytes > BACKFILL_FILL * self._queue.bytes_max:
-                    await self._clock.sleep(IDLE_S)
                 found = await self._read_piece(bus, meter, run)
                 if found is None:
                     unheard.add(meter.name)
                     continue
                 rows += found
-                if len(rows) >= BATCH_ROWS:
+                if len(rows) >= BATCH_ROWS or self._clock.monotonic() - flushed_s > FLUSH_S:
                     await self._keep_energy(rows)
-                    rows = []
+                    rows, flushed_s = [], self._clock.monotonic()
             if rows:
                 await self._keep_energy(rows)
             if self._swept == swept:
@@ -151,8 +151,7 @@ class Agent:
     def _pieces(self, meters: Sequence[Meter]) -> list[tuple[Meter, Run]]:
         """What is worth asking for now."""
         now = self._clock.now()
-        end = self._swept + 1
-        first = end - self._site.backfill_days * DAY_S // self._site.interval_s
+        first, end = self._window()
         gaps: dict[int, list[tuple[Meter, Run]]] = {}
         for meter in meters:
             absent = self._absent[meter.name]
@@ -162,6 +161,11 @@ class Agent:
                     for piece in _cut(asked):
                         gaps.setdefault(piece.first // PIECE_MARKS, []).append((meter, piece))
         return [piece for block in sorted(gaps, reverse=True) for piece in gaps[block]]
+
+    def _window(self) -> tuple[int, int]:
+        """The marks that are to be collected: half-open, as a run."""
+        end = self._swept + 1
+        return end - self._site.backfill_days * DAY_S // self._site.interval_s, end
 
     async def _read_piece(self, bus: Bus, meter: Meter, run: Run) -> list[Row] | None:
         """The marks of ``run`` the meter has; None when it did not answer."""
@@ -216,9 +220,14 @@ class Agent:
         await self._keep(lambda: self._queue.append_events([event], self._clock.now()))
 
     def _status(self) -> Status:
-        end = self._swept + 1
-        first = end - self._site.backfill_days * DAY_S // self._site.interval_s
-        left = sum(gap.end - gap.first for name in self._meters for gap in self._queue.gaps(name, first, end))
+        # What a silent meter remembers is out of reach, and what a meter said it has not may never come.
+        left = sum(
+            asked.end - asked.first
+            for name, health in self._health.items()
+            if not health.is_silent
+            for gap in self._queue.gaps(name, *self._window())
+            for asked in self._absent[name].marks.gaps(*gap)
+        )
         return Status(
             online=True,
             at=to_us(self._clock.now()),
@@ -256,6 +265,10 @@ class _Health:
     clock_is_wrong: bool | None = None
     failures: int = 0
 
+    @property
+    def is_silent(self) -> bool:
+        return self.failures >= SILENT_POLLS
+
     def heard(self, outcome: Row | PollFailure, now: datetime) -> list[Event]:
         """``meter_silent`` after some polls in a row without an answer, ``meter_back`` after the first one."""
         if isinstance(outcome, PollFailure) and outcome.reason not in (Reason.REFUSED, Reason.ABSENT):
@@ -263,10 +276,12 @@ class _Health:
             if self.failures != SILENT_POLLS:
                 return []
             logger.warning("meter silent meter=%s reason=%s %s", self.meter, outcome.reason, outcome.detail)
-            detail: dict[str, str | int | float | bool | None] = {"reason": outcome.reason.value}
+            reason = Reason.SILENT if outcome.reason is Reason.BACKING_OFF else outcome.reason
+            detail: dict[str, str | int | float | bool | None] = {"reason": reason.value}
             return [Event(at=to_us(now), kind="meter_silent", meter=self.meter, detail=detail)]
-        failures, self.failures = self.failures, 0
-        if failures < SILENT_POLLS:
+        was_silent, failures = self.is_silent, self.failures
+        self.failures = 0
+        if not was_silent:
             return []
         logger.info("meter is back meter=%s", self.meter)
         return [Event(at=to_us(now), kind="meter_back", meter=self.meter, detail={"failed_polls": failures})]

@@ -17,15 +17,16 @@ from typing import Final
 
 from gateway.queue import Queue
 from protocols.clock import Clock
-from protocols.uplink import Command, Event, Outcome, PayloadError, Reply, decode, encode, from_us, to_us
+from protocols.uplink import METERS_MAX, Command, Event, Outcome, PayloadError, Reply, decode, encode, from_us, to_us
 
 logger = logging.getLogger(__name__)
 
 # A day after a command is void even a slow clock in the cloud will not send it again, and its id may be forgotten.
 REMEMBER: Final = timedelta(days=1)
 COMMANDS_MAX: Final = 1_000
-AHEAD_MAX: Final = timedelta(days=7)
-# The order to one meter expires this long after it is given: a stale one must not act later.
+SPAN_MAX: Final = timedelta(days=7)
+NAME_MAX: Final = 100
+# An order to close is void this long after it is given, by the meter's clock.
 ORDER_LIFE: Final = timedelta(minutes=10)
 CLOSE_RETRY_S: Final = 5.0
 CLOSE_RETRY_MAX_S: Final = 300.0
@@ -115,10 +116,12 @@ class Commands:
             return Outcome.EXPIRED, f"arrived {(now - min(command.expires_at, body.end)) / 1e6:.0f} s too late"
         if body.start >= body.end:
             return Outcome.REJECTED, "start: before end expected"
-        if body.end - now > AHEAD_MAX / timedelta(microseconds=1):
-            return Outcome.REJECTED, f"end: at most {AHEAD_MAX.days} days ahead expected"
-        if not body.meters:
-            return Outcome.REJECTED, "meters: at least one expected"
+        if max(body.end - now, now - body.start) > SPAN_MAX // timedelta(microseconds=1):
+            return Outcome.REJECTED, f"start, end: within {SPAN_MAX.days} days of now expected"
+        if not 1 <= len(body.meters) <= METERS_MAX:
+            return Outcome.REJECTED, f"meters: 1 to {METERS_MAX} expected"
+        if max(map(len, (command.id, body.event, *body.meters))) > NAME_MAX:
+            return Outcome.REJECTED, f"id, event, meters: at most {NAME_MAX} letters expected"
         return None
 
     async def _carry_out(self, command: Command) -> None:
@@ -144,7 +147,8 @@ class Commands:
             await asyncio.to_thread(self._note, command.id, meter, RelayState.REJECTED, problem)
             return
         await asyncio.to_thread(self._note, command.id, meter, RelayState.OPENING, "no answer yet")
-        refusal = await self._switchgear.switch(meter, False, self._clock.now() + ORDER_LIFE)
+        # Void after the end; a meter that keeps the time itself connects again then, should this box be gone.
+        refusal = await self._switchgear.switch(meter, False, from_us(command.body.end))
         if refusal is None:
             await asyncio.to_thread(self._note, command.id, meter, RelayState.OPEN, "")
             await self._happened("relay_opened", meter, command)

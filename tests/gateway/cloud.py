@@ -49,8 +49,8 @@ class Cloud:
                 elif last is Topic.STATUS:
                     self.statuses.append(decode(message.payload, Status))
                 else:
-                    properties = message.properties
-                    batch = decode_batch(message.payload, properties.ContentType if properties else "")
+                    content_type = getattr(message.properties, "ContentType", "")
+                    batch = decode_batch(message.payload, content_type)
                     assert (batch.gateway, batch.kind.value) == (gateway, last.value)
                     self.payloads.setdefault((batch.epoch, batch.seq), []).append(message.payload)
                     self.batches.append(batch)
@@ -81,7 +81,7 @@ async def cloud(broker: Broker, gateway: str, *, gives_receipts: bool = True) ->
                 await listening
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 15) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     """Wait for something to become true."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110  the conditions are other people's, nobody could set an event

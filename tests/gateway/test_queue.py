@@ -221,7 +221,8 @@ while True:
         gap = queue.gaps(meter, 0, 1_000_000)[0]
         end = min(gap.end, gap.first + 40)
         queue.append_rows(Kind.ENERGY, [energy(meter, mark) for mark in range(gap.first, end)], NOW)
-        print(meter, end, flush=True)
+        sys.stdout.write(f"{meter} {end}\\n")  # in one piece, also unbuffered
+        sys.stdout.flush()
 """
 
 
@@ -250,6 +251,6 @@ def test_a_kill_at_any_instant_loses_no_committed_mark_and_counts_none_twice(tmp
     counted = marks_in(found)
     assert set(counted.values()) == {1}
     assert [batch.seq for batch in found] == list(range(1, len(found) + 1))
-    for meter, end in committed.items():
-        assert all((meter, mark) in counted for mark in range(end))
+    for meter, last in committed.items():
+        assert all((meter, mark) in counted for mark in range(last))
         assert queue.gaps(meter, 0, 1_000_000)[0].first == sum(name == meter for name, _ in counted)

@@ -128,7 +128,7 @@ def test_a_broker_that_loses_its_memory_loses_no_batch(tmp_path: Path) -> None:
                 line.wake()
                 process = await asyncio.to_thread(start)
                 async with cloud(broker, "gw-1") as there:
-                    await until(lambda: queue.batches == 0, 30)
+                    await until(lambda: queue.batches == 0)
                     assert sorted(seq for _, seq in there.payloads) == list(range(1, 16))
         finally:
             await asyncio.to_thread(stop, process, signal.SIGKILL)
