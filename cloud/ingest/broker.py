@@ -48,9 +48,12 @@ class Delivery:
 class Broker:
     """Connects and reconnects for ever, from ``start`` to ``stop``."""
 
-    def __init__(self, settings: Mqtt, client_id: str) -> None:
+    def __init__(self, settings: Mqtt, client_id: str, *, fresh_session: bool = False) -> None:
+        """``fresh_session``: start anew at every connection. Nothing is lost by it, since gateways send again what has
+        no receipt; rumqttd needs it, for its router dies when a resumed session with a share group ends."""
         self.inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self._settings = settings
+        self._fresh_session = fresh_session
         self._connection = 0
         self._resumed = False
         self._refused = ""
@@ -75,7 +78,11 @@ class Broker:
         properties.ReceiveMaximum = RECEIVE_MAX
         self._spread_reconnects()
         self._client.connect_async(
-            self._settings.host, self._settings.port, KEEPALIVE_S, clean_start=False, properties=properties
+            self._settings.host,
+            self._settings.port,
+            KEEPALIVE_S,
+            clean_start=self._fresh_session,
+            properties=properties,
         )
         self._client.loop_start()
 
@@ -119,8 +126,9 @@ class Broker:
         self, _client: Client, _data: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
         self._spread_reconnects()
-        if self._refused:
+        if self._refused:  # said already, and not been connected since
             return
+        self._refused = "gone"
         if reason.getName() == "Session taken over":
             logger.error("broker: another ingestor uses our name; give each its own --name")
         else:

@@ -35,8 +35,13 @@ Copy and run:
     show_default="the machine's name",
     help="Names this ingestor's session at the broker. Keep it over restarts; give each ingestor its own.",
 )
+@click.option(
+    "--fresh-session",
+    is_flag=True,
+    help="Start a new session at every connection: for the embedded broker, which cannot resume a shared one.",
+)
 @click.option("--metrics-port", type=click.IntRange(1, 65535), help="Serve Prometheus metrics on 127.0.0.1.")
-def ingest(name: str, metrics_port: int | None) -> None:
+def ingest(name: str, fresh_session: bool, metrics_port: int | None) -> None:
     """Take batches from the broker into the store, for ever.
 
     Any number may run side by side. A batch is acknowledged, and its gateway given a receipt, after it is committed.
@@ -44,7 +49,7 @@ def ingest(name: str, metrics_port: int | None) -> None:
     clock = SystemClock.from_environment()
     metrics = Metrics()
     try:
-        broker = Broker(settings.Mqtt.from_environment(), f"gridloom-ingest-{name}")
+        broker = Broker(settings.Mqtt.from_environment(), f"gridloom-ingest-{name}", fresh_session=fresh_session)
     except OSError as error:
         raise click.ClickException(
             f"the broker's certificates cannot be read: {error}; see GRIDLOOM_MQTT_CA, GRIDLOOM_MQTT_CERT, "

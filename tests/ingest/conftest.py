@@ -32,13 +32,14 @@ class Address:
 
     url: str
     passwords: dict[str, str] = field(repr=False)
+    ingest_options: tuple[str, ...] = ()
 
 
 @pytest.fixture
 def broker(request: pytest.FixtureRequest) -> Address:
     """The embedded broker beside the embedded database, mosquitto beside TimescaleDB."""
     if request.node.callspec.params["empty_database"] == "embedded":
-        return Address(request.getfixturevalue("embedded_broker").url, BROKER_USERS)
+        return Address(request.getfixturevalue("embedded_broker").url, BROKER_USERS, ("--fresh-session",))
     url = os.environ.get("GRIDLOOM_TEST_MQTT_URL", "")
     if not url:
         missing_service("mosquitto (GRIDLOOM_TEST_MQTT_URL)")
@@ -110,12 +111,13 @@ def start_ingest(store_dsn: str, broker: Address, tmp_path: Path) -> Iterator[St
     name = uuid4().hex
     started: list[subprocess.Popen[Any]] = []
     log_path = tmp_path / "ingest.log"
+    main = "from cloud.gridloom import main; main()"
 
     def start() -> "subprocess.Popen[Any]":
         with log_path.open("ab") as log:
             started.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", "from cloud.gridloom import main; main()", "ingest", "--name", name],
+                    [sys.executable, "-c", main, "ingest", "--name", name, *broker.ingest_options],
                     env={
                         **os.environ,
                         "GRIDLOOM_DSN": store_dsn,
