@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 COMMANDS = {"demo": "simulators.demo:demo"}
 
+METERS, SEED = 300, 1
+
 DATA = click.option(
     "--data", "directory", required=True, type=click.Path(file_okay=False, path_type=Path), help="The site's folder."
 )
@@ -84,17 +86,32 @@ Copy and run:
 """,
 )
 @DATA
-@click.option("--meters", default=300, show_default=True, help="All meters, the six head meters included.")
-@click.option("--seed", default=1, show_default=True, help="Another seed is another town.")
+@click.option("--meters", type=int, help=f"All meters, the six head meters included.  [default: {METERS}]")
+@click.option("--seed", type=click.IntRange(0, 2**31), help=f"Another seed is another town.  [default: {SEED}]")
 @click.option("--start", type=Moment(), help="Simulated start.  [default: yesterday 17:00 in Asia/Shanghai]")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
-def build(directory: Path, meters: int, seed: int, start: datetime | None, as_json: bool) -> None:
-    """Write a site: registry, one folder per gateway, truth."""
+def build(directory: Path, meters: int | None, seed: int | None, start: datetime | None, as_json: bool) -> None:
+    """Write a site: registry, one folder per gateway, truth.
+
+    Where a site is already, it stays the same town with the same past, and only gets other ports.
+    """
     from simulators import site, world
 
-    if not 0 <= seed <= 2**31:
-        raise click.BadParameter(f"0 to {2**31} expected, got {seed}", param_hint="--seed")
-    start = start or world.default_start(SystemClock.from_environment().now())
+    try:
+        old = site.load(directory) if (directory / "site.json").exists() else None
+    except site.SiteError as error:
+        raise click.ClickException(str(error)) from error
+    asked = (seed, meters, start)
+    if old:
+        seed, meters, start = old.seed, old.meters, old.start
+        if any(want not in (None, have) for want, have in zip(asked, (seed, meters, start), strict=True)):
+            raise click.ClickException(
+                f"{directory}: holds the site of seed {seed}, {meters} meters, start {start.isoformat()}; "
+                "choose another --data"
+            )
+    else:
+        seed, meters = SEED if seed is None else seed, METERS if meters is None else meters
+        start = start or world.default_start(datetime.now(UTC))
     try:
         made = site.build(directory, seed=seed, meters=meters, start=start)
     except ValueError as error:
@@ -137,6 +154,7 @@ def run(directory: Path) -> None:
 async def _run(site: "Site", password: str) -> None:
     from simulators import servers
     from simulators.site import SiteError
+    from simulators.world import World
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -148,8 +166,12 @@ async def _run(site: "Site", password: str) -> None:
         raise SiteError(f"GRIDLOOM_CLOCK: {error}") from error
     if early:
         raise SiteError(f"clock: {clock.now().isoformat()} is before the site's start {site.start.isoformat()}")
-    field = servers.Field(site, site.world(), clock, password)
-    open_servers = await servers.listen(field)
+    field = servers.Field(site, World(site.seed, site.meters, site.start), clock, password)
+    open_servers = await servers.bind(field)  # before the work, so that a taken port is told at once
+    site.catch_up(field.world)
+    field.compute_ahead()
+    for server in open_servers:
+        await server.start_serving()
     ahead = asyncio.create_task(field.keep_ahead())
     logging.getLogger(__name__).info("meters answer meters=%d lines=%d", site.meters, len(site.lines))
     stopping = asyncio.create_task(stop.wait())

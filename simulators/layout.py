@@ -15,7 +15,7 @@ SOURCE_PU = 1.03  # what the substation holds on the 10 kV side
 POWER_FACTOR = 0.95
 # Mean over an area: with few meters the transformers run lighter, not the customers heavier.
 CUSTOMER_PEAK_MAX_KW = 20.0
-CT_FROM_KW = 60.0  # a customer this big is metered through 100/5 current transformers
+CT_FROM_KW = 40.0  # a customer this big is metered through 100/5 current transformers
 STOLEN_SHARE = 0.03  # of the area's energy, at least
 SCALED_SHARE = 0.4
 BYPASS_FROM_H, BYPASS_TO_H = 22, 6

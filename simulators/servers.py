@@ -33,7 +33,7 @@ PASSWORD_VARIABLE: Final = "GRIDLOOM_645_PASSWORD"  # noqa: S105 - a name, not a
 AHEAD_S = 6 * 3600  # the world is computed this far ahead of the clock, so that no request waits for a power flow
 HISTORY_KEPT_S = 2 * 86_400
 PHASE_SHARE = (1.004, 0.993, 1.003)  # of the mean voltage: no three phases are alike
-REQUEST_BYTES_MAX = 4_096  # a peer that sends more than this at once is not a gateway
+UNREAD_BYTES_MAX = 65_536  # a peer that asks on without reading the answers is cut off
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +90,15 @@ class Field:
         self.world.set_relay(row, at_s, closed=closed, expires_s=expires_s)
         logger.info("relay %s point=%s until=%s", "closed" if closed else "opened", meter.point, expires_at.isoformat())
 
+    def compute_ahead(self) -> None:
+        now_s = self.now_s()
+        self.world.extend(now_s + AHEAD_S)
+        self.world.forget(now_s - HISTORY_KEPT_S)
+
     async def keep_ahead(self) -> None:
         while True:
-            now_s = self.now_s()
-            self.world.extend(now_s + AHEAD_S)
-            self.world.forget(now_s - HISTORY_KEPT_S)
-            await asyncio.sleep(1)
+            self.compute_ahead()
+            await self.clock.sleep(1)
 
 
 # ---- Modbus ----------------------------------------------------------------------------------------------------------
@@ -211,16 +214,18 @@ def _read_item(site: Field, row: int, di: int, extra: bytes) -> bytes | None:
 _ENERGY_ITEMS: Final = {0x00010000: 0, 0x00020000: 1, 0x00030000: 2, 0x00040000: 3}
 
 
-def _with_phases(total: float, scale: float) -> list[int]:
-    return [round(total * scale), *(round(total / 3 * scale),) * 3]
+def _with_phases(total: float) -> list[int]:
+    """In steps of 0.1 W or var. A signed block of 3 bytes ends at 79.9999 kW: the big are metered through CTs."""
+    steps = max(-POWER_STEPS_MAX, min(POWER_STEPS_MAX, round(total * 10)))
+    return [steps, *(round(steps / 3),) * 3]
 
 
-# Signed 3-byte blocks end at 79.9999 kW: through its current transformers a meter sees far less.
+POWER_STEPS_MAX = 799_999
 _POWER_ITEMS: Final[dict[int, Callable[[Snapshot], list[int]]]] = {
     0x0201FF00: lambda now: [round(volt * 10) for volt in now.volts],
     0x0202FF00: lambda now: [round(ampere * 1000) for ampere in now.amperes],
-    0x0203FF00: lambda now: _with_phases(now.active_w, 10),
-    0x0204FF00: lambda now: _with_phases(now.reactive_var, 10),
+    0x0203FF00: lambda now: _with_phases(now.active_w),
+    0x0204FF00: lambda now: _with_phases(now.reactive_var),
     0x0206FF00: lambda now: [round(now.power_factor * 1000)] * 4,
     0x02800002: lambda now: [round(now.frequency_hz * 100)],
 }
@@ -257,38 +262,44 @@ def _order_relay(site: Field, row: int, request: dlt645.Frame) -> dlt645.Frame:
 # ---- lines -----------------------------------------------------------------------------------------------------------
 
 
-class ModbusLine(asyncio.Protocol):
-    """One connection to a line of Modbus meters."""
+class _Line(asyncio.Protocol):
+    """One connection to a line; ``rows`` are its meters by address."""
 
     def __init__(self, site: Field, rows: dict[str, int]) -> None:
-        self._site, self._rows = site, {int(unit): row for unit, row in rows.items()}
-        self._decoder = modbus.TcpDecoder()
+        self._site, self._rows = site, rows
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+
+    def _send(self, data: bytes) -> None:
+        if self._transport.get_write_buffer_size() > UNREAD_BYTES_MAX:
+            self._transport.abort()
+        else:
+            self._transport.write(data)
+
+
+class ModbusLine(_Line):
+    def __init__(self, site: Field, rows: dict[str, int]) -> None:
+        super().__init__(site, rows)
+        self._units = {int(unit): row for unit, row in rows.items()}
+        self._decoder = modbus.TcpDecoder()
 
     def data_received(self, data: bytes) -> None:
         for event in self._decoder.feed(data):
             if isinstance(event, Garbage):
                 logger.debug("not Modbus: %s", event.raw.hex(" "))
                 continue
-            row = self._rows.get(event.unit)
+            row = self._units.get(event.unit)
             if row is not None and not self._site.is_silent(row):
                 pdu = answer_modbus(self._site, row, event.pdu)
-                self._transport.write(modbus.encode(modbus.Frame(event.transaction, event.unit, pdu)))
+                self._send(modbus.encode(modbus.Frame(event.transaction, event.unit, pdu)))
 
 
-class Dlt645Line(asyncio.Protocol):
-    """One connection to a line of DL/T 645 meters."""
-
+class Dlt645Line(_Line):
     def __init__(self, site: Field, rows: dict[str, int]) -> None:
-        self._site, self._rows = site, rows
+        super().__init__(site, rows)
         self._decoder = dlt645.Decoder()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         for event in self._decoder.feed(data):
@@ -299,7 +310,7 @@ class Dlt645Line(asyncio.Protocol):
             if row is not None and not event.is_reply and not self._site.is_silent(row):
                 answer = answer_dlt645(self._site, row, event)
                 if answer is not None:
-                    self._transport.write(dlt645.encode(answer))
+                    self._send(dlt645.encode(answer))
 
     def _meant(self, frame: dlt645.Frame) -> int | None:
         """The meter a frame is for. A wildcard that several match would make them talk at once: nobody is heard."""
@@ -312,22 +323,23 @@ class Dlt645Line(asyncio.Protocol):
 LineProtocol: TypeAlias = type[ModbusLine] | type[Dlt645Line]
 
 
-async def listen(site: Field) -> list[asyncio.Server]:
-    """One listening port per line. Raises SiteError when one is taken, with none left open."""
+async def bind(site: Field) -> list[asyncio.Server]:
+    """One port per line, held but not yet serving. Raises SiteError when one is taken, with none left open."""
     loop = asyncio.get_running_loop()
     servers: list[asyncio.Server] = []
     try:
         for line in site.site.lines:
             kind: LineProtocol = Dlt645Line if line.protocol == DLT645 else ModbusLine
             rows = _rows_of(line.name, site.world.meters)
-            servers.append(await loop.create_server(_connect(kind, site, rows), LOOPBACK, line.port))
+            make = _connect(kind, site, rows)
+            servers.append(await loop.create_server(make, LOOPBACK, line.port, start_serving=False))
     except OSError as error:
         for server in servers:
             server.close()
         reason = "in use by another program" if error.errno == errno.EADDRINUSE else error.strerror
         raise SiteError(
-            f"port {line.port} of line {line.name}: {reason}; free it, or build the site again in "
-            f"{site.site.directory} for other ports"
+            f"port {line.port} of line {line.name}: {reason}; free it, or give the same site other ports with: "
+            f"python -m simulators build --data {site.site.directory}"
         ) from error
     return servers
 

@@ -55,13 +55,15 @@ class Site:
     def world(self) -> World:
         """The world as it has become: computed again, with the relay actions of the journal."""
         world = World(self.seed, self.meters, self.start)
+        self.catch_up(world)
+        return world
+
+    def catch_up(self, world: World) -> None:
+        """Compute a fresh world up to what the journal tells of."""
         world.extend(world.start_s + DAYS_AHEAD * 86_400)
         for action in read_journal(self.directory):
-            if action.point in world.row_of:
-                world.set_relay(
-                    world.row_of[action.point], action.at_s, closed=action.closed, expires_s=action.expires_s
-                )
-        return world
+            if (row := world.row_of.get(action.point)) is not None:
+                world.set_relay(row, action.at_s, closed=action.closed, expires_s=action.expires_s)
 
 
 def load(directory: Path) -> Site:
@@ -73,11 +75,11 @@ def load(directory: Path) -> Site:
     except FileNotFoundError:
         raise SiteError(f"{path}: not there; make it with: python -m simulators build --data {directory}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise SiteError(f"{path}: not a site file ({error!r}); build the site again") from error
+        raise SiteError(f"{path}: not a site file ({error!r}); build the site in another folder") from error
 
 
 def build(directory: Path, *, seed: int, meters: int, start: datetime) -> World:
-    """Write the whole folder. Raises ValueError for a number of meters that does not fit."""
+    """Write the whole folder, with free ports. Raises ValueError for a number of meters that does not fit."""
     world = World(seed, meters, start)
     world.extend(world.start_s + DAYS_AHEAD * 86_400)
     names = list(dict.fromkeys((meter.line, meter.protocol) for meter in world.meters))
@@ -92,7 +94,6 @@ def build(directory: Path, *, seed: int, meters: int, start: datetime) -> World:
         text = _gateway_toml(gateway_name(area), [line for line in lines if line.name in used], here)
         (folder / "site.toml").write_text(text)
     _write_json(directory / "truth.json", truth(world))
-    (directory / "relays.jsonl").unlink(missing_ok=True)  # actions of a site that was here before
     _write_json(
         directory / "site.json",
         {

@@ -1,5 +1,6 @@
 """One small world and one site on disk for all tests of the meters."""
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,7 +26,14 @@ def world() -> World:
     return new_world()
 
 
+@pytest.fixture(scope="session")
+def _built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("site")
+    site.build(directory, seed=SEED, meters=METERS, start=START)
+    return directory
+
+
 @pytest.fixture
-def built(tmp_path: Path) -> Site:
-    site.build(tmp_path, seed=SEED, meters=METERS, start=START)
-    return site.load(tmp_path)
+def built(_built_once: Path, tmp_path: Path) -> Site:
+    """A copy of its own: relay actions are journaled in the folder."""
+    return site.load(shutil.copytree(_built_once, tmp_path / "site"))

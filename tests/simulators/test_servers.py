@@ -55,10 +55,12 @@ class FixedClock:
 
 
 @asynccontextmanager
-async def answering(here: Site, *, after_s: float = 65.0, password: str = PASSWORD) -> AsyncIterator[Field]:
-    field = Field(here, here.world(), FixedClock(START + timedelta(seconds=after_s)), password)
-    listening = await servers.listen(field)
+async def answering(here: Site, world: World, *, after_s: float = 65.0) -> AsyncIterator[Field]:
+    field = Field(here, world, FixedClock(START + timedelta(seconds=after_s)), PASSWORD)
+    listening = await servers.bind(field)
     try:
+        for server in listening:
+            await server.start_serving()
         yield field
     finally:
         for server in listening:
@@ -100,12 +102,12 @@ async def ask(field: Field, row: int, request: Frame, timeout_s: float = 5) -> F
         writer.close()
 
 
-def sync(test: Callable[[Site], Awaitable[None]]) -> Callable[[Site], None]:
+def sync(test: Callable[[Site, World], Awaitable[None]]) -> Callable[[Site, World], None]:
     """Run an async test; keeps its name and document."""
 
-    def run(built: Site) -> None:
+    def run(built: Site, world: World) -> None:
         async def body() -> None:
-            await test(built)
+            await test(built, world)
 
         asyncio.run(body())
 
@@ -127,8 +129,8 @@ async def pymodbus(field: Field, row: int) -> AsyncIterator[AsyncModbusTcpClient
 
 
 @sync
-async def test_pymodbus_reads_the_block_of_the_template(built: Site) -> None:
-    async with answering(built) as field:
+async def test_pymodbus_reads_the_block_of_the_template(built: Site, world: World) -> None:
+    async with answering(built, world) as field:
         row = find(field.world, MODBUS)
         unit = int(field.world.meters[row].address)
         async with pymodbus(field, row) as client:
@@ -150,8 +152,8 @@ async def test_pymodbus_reads_the_block_of_the_template(built: Site) -> None:
 
 
 @sync
-async def test_pymodbus_reads_twelve_marks_of_the_load_profile(built: Site) -> None:
-    async with answering(built) as field:
+async def test_pymodbus_reads_twelve_marks_of_the_load_profile(built: Site, world: World) -> None:
+    async with answering(built, world) as field:
         row = find(field.world, MODBUS)
         unit = int(field.world.meters[row].address)
         first = START - timedelta(days=20, hours=5)
@@ -183,8 +185,8 @@ async def test_pymodbus_reads_twelve_marks_of_the_load_profile(built: Site) -> N
 
 
 @sync
-async def test_pymodbus_opens_and_closes_a_relay(built: Site) -> None:
-    async with answering(built) as field:
+async def test_pymodbus_opens_and_closes_a_relay(built: Site, _: World) -> None:
+    async with answering(built, built.world()) as field:
         row = find(field.world, MODBUS, controllable=True)
         unit = int(field.world.meters[row].address)
 
@@ -212,8 +214,8 @@ async def test_pymodbus_opens_and_closes_a_relay(built: Site) -> None:
 
 
 @sync
-async def test_a_unit_that_is_not_there_is_silent(built: Site) -> None:
-    async with answering(built) as field:
+async def test_a_unit_that_is_not_there_is_silent(built: Site, world: World) -> None:
+    async with answering(built, world) as field:
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(field, find(field.world, MODBUS)))
         writer.write(bytes.fromhex("0001 0000 0006 F7 03 0000 0002"))
         with pytest.raises(TimeoutError):
@@ -226,8 +228,8 @@ async def test_a_unit_that_is_not_there_is_silent(built: Site) -> None:
 
 
 @sync
-async def test_645_meters_tell_their_values(built: Site) -> None:
-    async with answering(built) as field:
+async def test_645_meters_tell_their_values(built: Site, world: World) -> None:
+    async with answering(built, world) as field:
         row = find(field.world, DLT645)
         meter, power = field.world.meters[row], field.world.power(row, field.now_s())
 
@@ -253,8 +255,8 @@ async def test_645_meters_tell_their_values(built: Site) -> None:
 
 
 @sync
-async def test_645_load_records_are_the_registers_at_the_marks(built: Site) -> None:
-    async with answering(built) as field:
+async def test_645_load_records_are_the_registers_at_the_marks(built: Site, world: World) -> None:
+    async with answering(built, world) as field:
         row = find(field.world, DLT645)
 
         async def records(at: datetime, count: int) -> list[dlt645.LoadRecord]:
@@ -281,8 +283,8 @@ async def test_645_load_records_are_the_registers_at_the_marks(built: Site) -> N
 
 
 @sync
-async def test_645_relay_wants_the_password_and_a_future_expiry(built: Site) -> None:
-    async with answering(built) as field:
+async def test_645_relay_wants_the_password_and_a_future_expiry(built: Site, _: World) -> None:
+    async with answering(built, built.world()) as field:
         row = find(field.world, DLT645, controllable=True)
 
         async def order(action: RelayAction, password: str, for_s: float, on: int = row) -> bytes:
@@ -314,8 +316,8 @@ async def test_645_relay_wants_the_password_and_a_future_expiry(built: Site) -> 
 
 
 @sync
-async def test_wrong_addresses_broadcasts_and_crowds_get_no_answer(built: Site) -> None:
-    async with answering(built) as field:
+async def test_wrong_addresses_broadcasts_and_crowds_get_no_answer(built: Site, world: World) -> None:
+    async with answering(built, world) as field:
         row = find(field.world, DLT645)
         for request in (
             dlt645.read("209900000001", 0x00010000),
@@ -326,8 +328,8 @@ async def test_wrong_addresses_broadcasts_and_crowds_get_no_answer(built: Site) 
 
 
 @sync
-async def test_the_broken_meter_falls_silent_twenty_minutes_after_the_start(built: Site) -> None:
-    async with answering(built, after_s=19 * 60) as field:
+async def test_the_broken_meter_falls_silent_twenty_minutes_after_the_start(built: Site, world: World) -> None:
+    async with answering(built, world, after_s=19 * 60) as field:
         (row,) = (r for r, meter in enumerate(field.world.meters) if meter.habit is Habit.BROKEN)
 
         async def answers() -> bool:
@@ -350,8 +352,8 @@ async def test_the_broken_meter_falls_silent_twenty_minutes_after_the_start(buil
 
 
 @sync
-async def test_what_is_not_a_request_stops_nothing(built: Site) -> None:
-    async with answering(built) as field:
+async def test_what_is_not_a_request_stops_nothing(built: Site, world: World) -> None:
+    async with answering(built, world) as field:
         row = find(field.world, DLT645)
         serial = field.world.meters[row].serial
         for line in {port_of(field, row), port_of(field, find(field.world, MODBUS))}:

@@ -95,3 +95,16 @@ def test_truth_of_unknown_points_is_refused(built: Site) -> None:
     done = CliRunner().invoke(main, ["truth", "--data", str(built.directory), *window, "--points", "A1-HEAD,B7"])
     assert done.exit_code == 1
     assert "customers of this site expected, got B7, A1-HEAD" in done.stderr
+
+
+def test_building_again_keeps_the_town_and_another_town_wants_another_folder(built: Site) -> None:
+    registry = (built.directory / "registry/meters.csv").read_text()
+    again = CliRunner().invoke(main, ["build", "--data", str(built.directory), "--json"])
+    assert again.exit_code == 0
+    now = site.load(built.directory)
+    assert (now.seed, now.meters, now.start) == (built.seed, built.meters, built.start)
+    assert json.loads(again.stdout)["start"] == START.isoformat()
+    assert (built.directory / "registry/meters.csv").read_text() == registry
+    other = CliRunner().invoke(main, ["build", "--data", str(built.directory), "--seed", "99"])
+    assert other.exit_code == 1
+    assert "holds the site of seed 3, 60 meters" in other.stderr
