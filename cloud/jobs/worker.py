@@ -3,6 +3,7 @@
 import logging
 import random
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -129,13 +130,21 @@ class Cycle:
             pouring = changed > POURING and time.monotonic() - self._deferred_at < PATIENCE_S
             if not pouring:
                 self._deferred_at = time.monotonic()
-                self._losses(now)
-                self._forecasts(now)
+                self._guarded("losses", self._losses, now)
+                self._guarded("forecasts", self._forecasts, now)
                 update_alerts(connection, calendar, now=now, lookahead=worker.lookahead)
         self._mark = floor_mark(now)
         worker.response.step(connection, worker.mailbox, now=now, monotonic_s=worker.clock.monotonic())
         self.behind = len(done) == CHUNKS_MAX or bool(self._dirty)
         return bool(done) or self.behind
+
+    @staticmethod
+    def _guarded(what: str, do: Callable[[datetime], None], now: datetime) -> None:
+        """Numbers an engine cannot digest must not keep a command from going out. Tried again when next due."""
+        try:
+            do(now)
+        except (ArithmeticError, ValueError):
+            logger.exception("%s not computed; the other work goes on", what)
 
     def _gather_days(self, changed: set[tuple[str, date]], now: datetime) -> None:
         """Days whose loss must be looked at again: changed ones, and at a new mark those that it may complete."""
@@ -168,8 +177,8 @@ class Cycle:
         assert self._first_mark is not None
         # Newest first: the running day is what people look at.
         due = sorted(self._dirty, key=lambda area_day: (area_day[1], area_day[0]), reverse=True)[:AREA_DAYS_MAX]
-        update_losses(self.connection, self.worker.calendar, due, first_mark=self._first_mark, now=now)
         self._dirty -= set(due)
+        update_losses(self.connection, self.worker.calendar, due, first_mark=self._first_mark, now=now)
 
     def _forecasts(self, now: datetime) -> None:
         """Every hour, and at once when the history has grown by a day; scores when a day is over or history grew."""
@@ -186,9 +195,10 @@ class Cycle:
         history = forecasts.load_history(self.connection, now)
         if history.load_w.shape[1] < DAYS_MIN * forecasts.STEPS_PER_DAY:
             return
-        if grown or hour != self._hour:
+        due_run, due_score = grown or hour != self._hour, grown or today != self._scored
+        self._hour, self._scored, self._history_days = hour, today, days
+        if due_run:
             forecasts.run(self.connection, calendar, history, now)
             logger.info("forecast of %d series from %s, %d days of history", len(history.series), history.end, days)
-        if grown or today != self._scored:
+        if due_score:
             forecasts.score(self.connection, calendar, history)
-        self._hour, self._scored, self._history_days = hour, today, days

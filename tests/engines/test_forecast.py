@@ -21,10 +21,11 @@ def areas(days: int, seed: int = 5) -> np.ndarray:
     shape = 40 + 15 * np.sin((hour - 9) / 24 * 2 * np.pi) + 25 * np.exp(-(((hour - 19) / 2) ** 2))
     weekend = np.where(day % 7 >= 5, 0.85, 1.0)
     level = 1 + 0.1 * np.cumsum(rng.standard_normal((3, days)) * 0.5, axis=1)[:, day]
-    return 1000 * shape * weekend * level * (1 + 0.03 * rng.standard_normal((3, len(step))))
+    load_w: np.ndarray = 1000 * shape * weekend * level * (1 + 0.03 * rng.standard_normal((3, len(step))))
+    return load_w
 
 
-def test_it_beats_seasonal_naive_on_35_days():
+def test_it_beats_seasonal_naive_on_35_days() -> None:
     load_w = areas(36 + 7)
     ours = naive = 0.0
     for day in range(35, 42):
@@ -35,7 +36,7 @@ def test_it_beats_seasonal_naive_on_35_days():
     assert ours < 0.7 * naive
 
 
-def test_the_band_holds_most_of_what_happens():
+def test_the_band_holds_most_of_what_happens() -> None:
     load_w = areas(50, seed=9)
     inside = []
     for day in range(40, 49):
@@ -46,7 +47,7 @@ def test_the_band_holds_most_of_what_happens():
 
 
 @pytest.mark.parametrize("days", [3, 4, 8, 35])
-def test_quantiles_are_finite_and_never_cross(days: int):
+def test_quantiles_are_finite_and_never_cross(days: int) -> None:
     load_w = areas(days)
     result = forecast(load_w, minutes(days * DAY + HORIZON), HORIZON, DAY)
     assert np.isfinite([result.p10_w, result.p50_w, result.p90_w]).all()
@@ -54,7 +55,7 @@ def test_quantiles_are_finite_and_never_cross(days: int):
     assert (result.p50_w <= result.p90_w).all()
 
 
-def test_nothing_after_an_origin_changes_its_forecast():
+def test_nothing_after_an_origin_changes_its_forecast() -> None:
     """The same origin, once with what came later and once with garbage in its place."""
     load_w = areas(36)
     origin = 30 * DAY + 40
@@ -65,7 +66,7 @@ def test_nothing_after_an_origin_changes_its_forecast():
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
-def test_a_day_nobody_foresaw_widens_the_band():
+def test_a_day_nobody_foresaw_widens_the_band() -> None:
     load_w = areas(20)
     calm = forecast(load_w, minutes(20 * DAY + DAY), DAY, DAY)
     wild = load_w.copy()
@@ -74,7 +75,7 @@ def test_a_day_nobody_foresaw_widens_the_band():
     assert (surprised.p90_w - surprised.p50_w).mean() > (calm.p90_w - calm.p50_w).mean()
 
 
-def test_gaps_are_lived_with():
+def test_gaps_are_lived_with() -> None:
     load_w = areas(35)
     complete = forecast(load_w, minutes(35 * DAY + HORIZON), HORIZON, DAY).p50_w
     rng = np.random.default_rng(1)
@@ -85,7 +86,7 @@ def test_gaps_are_lived_with():
     assert np.abs(gappy - complete).mean() < 0.03 * np.abs(complete).mean()
 
 
-def test_a_series_without_any_load_is_unknown_and_harms_no_other():
+def test_a_series_without_any_load_is_unknown_and_harms_no_other() -> None:
     load_w = areas(10)
     alone = forecast(load_w[:2], minutes(10 * DAY + HORIZON), HORIZON, DAY).p50_w
     load_w[2] = np.nan
@@ -94,18 +95,18 @@ def test_a_series_without_any_load_is_unknown_and_harms_no_other():
     np.testing.assert_allclose(result.p50_w[:2], alone)
 
 
-def test_zero_and_negative_load_are_load():
+def test_zero_and_negative_load_are_load() -> None:
     load_w = areas(10) * np.array([[0.0], [-1.0], [1.0]])
     result = forecast(load_w, minutes(10 * DAY + HORIZON), HORIZON, DAY)
     np.testing.assert_array_equal(result.p50_w[0], 0)
     assert (result.p50_w[1] < 0).all()
 
 
-def test_seasonal_naive_falls_back_to_the_day_before():
+def test_seasonal_naive_falls_back_to_the_day_before() -> None:
     load_w = np.arange(3 * 4, dtype=float)[None]  # 3 days of 4 steps
     np.testing.assert_array_equal(seasonal_naive(load_w, 6, 4), [[8, 9, 10, 11, 8, 9]])
 
 
-def test_the_calendar_must_fit_the_history():
+def test_the_calendar_must_fit_the_history() -> None:
     with pytest.raises(ValueError, match="minute_of_week"):
         forecast(areas(3), minutes(10), HORIZON, DAY)

@@ -79,7 +79,7 @@ def network() -> Network:
 
 
 @pytest.mark.parametrize("source_pu", [1.0, 1.03])
-def test_the_power_flow_agrees_with_power_grid_model(network: Network, source_pu: float):
+def test_the_power_flow_agrees_with_power_grid_model(network: Network, source_pu: float) -> None:
     rng = np.random.default_rng(7)
     load_va = rng.uniform(-5e3, 40e3, (200, 5)) + 1j * rng.uniform(-2e3, 15e3, (200, 5))
     voltage_pu, loss_w = oracle(load_va, source_pu)
@@ -92,12 +92,12 @@ def test_the_power_flow_agrees_with_power_grid_model(network: Network, source_pu
     np.testing.assert_allclose(flow.loss_w, loss_w, rtol=1e-6)
 
 
-def test_an_idle_transformer_loses_its_no_load_loss(network: Network):
+def test_an_idle_transformer_loses_its_no_load_loss(network: Network) -> None:
     flow = power_flow(network, np.zeros((1, 5), complex))
     assert flow.loss_w[0] == pytest.approx(600, rel=1e-4)
 
 
-def test_one_line_worked_by_hand():
+def test_one_line_worked_by_hand() -> None:
     """400 V, 0.1 ohm, 10 kW at power factor 1: U = (1 + sqrt(1 - 4·P·R/U0²))/2 = 0.993710 pu, loss = P²·R/U²."""
     network = compile_network("source", [Line("source", "end", 1000, 0.1, 0)], [])
     flow = power_flow(network, np.array([[10_000 + 0j]]))
@@ -106,7 +106,7 @@ def test_one_line_worked_by_hand():
     assert flow.loss_w[0] == pytest.approx(10_000**2 * 0.1 / (400 * voltage_pu) ** 2, rel=1e-8)
 
 
-def test_energy_without_reactive_readings_is_taken_at_power_factor_0_95(network: Network):
+def test_energy_without_reactive_readings_is_taken_at_power_factor_0_95(network: Network) -> None:
     column = np.array([network.node["b"], network.node["c"], network.node["c"]])
     drawn_wh = np.array([[2_000.0, 1_000, 500]])
     known = technical_loss(network, column, drawn_wh, drawn_wh * np.tan(np.arccos(0.95)), 0.25)
@@ -115,7 +115,7 @@ def test_energy_without_reactive_readings_is_taken_at_power_factor_0_95(network:
     assert 150 < unknown[0] < 400  # no-load alone is 150 Wh
 
 
-def test_more_load_than_the_network_carries_is_an_error(network: Network):
+def test_more_load_than_the_network_carries_is_an_error(network: Network) -> None:
     with pytest.raises(NoSolutionError):
         power_flow(network, np.full((1, 5), 5e6 + 0j))
 
@@ -124,11 +124,11 @@ def test_more_load_than_the_network_carries_is_an_error(network: Network):
     ("lines", "message"),
     [([*LINES, Line("b", "c", 10, 1, 1)], "closes a loop"), ([*LINES, Line("x", "y", 10, 1, 1)], "1 of 6 branches")],
 )
-def test_what_is_not_one_tree_is_refused(lines: list[Line], message: str):
+def test_what_is_not_one_tree_is_refused(lines: list[Line], message: str) -> None:
     with pytest.raises(NetworkError, match=message):
         compile_network("hv", lines, [TRANSFORMER])
 
 
-def test_a_gap_is_not_a_loss():
+def test_a_gap_is_not_a_loss() -> None:
     loss_wh = statistical_loss(np.array([10.0, 10]), np.array([[4.0, 5], [4, np.nan]]))
     np.testing.assert_array_equal(loss_wh, [1, np.nan])

@@ -62,7 +62,7 @@ class Store:
         ]  # fmt: skip
         meter_id = np.repeat([self.meter_id[world.meters[row].serial] for row in rows], len(marks))
         at = np.tile(marks * 1_000_000, len(rows))
-        registers = world.registers[np.ix_(rows, column)].reshape(-1, 4).astype(np.int64) * WH_PER_STEP
+        registers = world.registers[np.ix_(np.array(rows), column)].reshape(-1, 4).astype(np.int64) * WH_PER_STEP
         self.batches += 1
         fields = [
             Field(meter_id, ">i4"), instant(at), instant(at), instant(at), Field(np.full(len(at), quality), ">i2"),
@@ -117,5 +117,5 @@ def store(empty_database: str, built: tuple[Path, World]) -> Store:
     connection = psycopg.connect(empty_database, autocommit=True, options="-c timezone=UTC")
     save_registry(connection, registry, since=START - timedelta(days=365))
     open_session(connection)
-    meter_id = dict(connection.execute("SELECT serial, meter_id FROM meter").fetchall())
+    meter_id: dict[str, int] = dict(connection.execute("SELECT serial, meter_id FROM meter").fetchall())
     return Store(connection, empty_database, world, meter_id)

@@ -83,12 +83,12 @@ def settle(cycle: Cycle) -> None:
 
 
 def one(store: Store, query: str, *parameters: Any) -> tuple[Any, ...]:
-    row = store.connection.execute(query, parameters).fetchone()  # type: ignore[arg-type]
+    row = store.connection.execute(query, parameters).fetchone()
     assert row
     return row
 
 
-def test_from_samples_to_a_measured_event(store: Store, mailbox: Mailbox, gateways: Gateways):
+def test_from_samples_to_a_measured_event(store: Store, mailbox: Mailbox, gateways: Gateways) -> None:
     """Backfill, live marks, a peak, a command, its reply, and what the event was worth."""
     first, clock = START - timedelta(days=DAYS), FakeClock(START + timedelta(minutes=1))
     cycle = cycle_of(store, mailbox, clock)
@@ -176,7 +176,7 @@ def _check_forecasts(store: Store) -> None:
     assert runs >= 1
     ordered = "bool_and(p10_w <= p50_w AND p50_w <= p90_w)"
     assert one(store, f"SELECT count(DISTINCT series), {ordered} FROM forecast") == (9, True)  # noqa: S608
-    wape = dict(
+    wape: dict[str, float] = dict(
         store.connection.execute(
             "SELECT model, sum(abs_error_wh) / sum(actual_wh) FROM forecast_accuracy GROUP BY model"
         ).fetchall()
@@ -184,7 +184,7 @@ def _check_forecasts(store: Store) -> None:
     assert wape["ridge"] < wape["seasonal_naive"]
 
 
-def test_what_did_not_change_is_not_written_again(store: Store):
+def test_what_did_not_change_is_not_written_again(store: Store) -> None:
     calendar, first = Calendar(zone()), START - timedelta(days=1)
     store.put(first, START)
     assert derive_chunk(store.connection, calendar, START).intervals == METERS * 96
@@ -200,7 +200,7 @@ def test_what_did_not_change_is_not_written_again(store: Store):
     assert one(store, "SELECT max(meters_received) FROM load WHERE series = 'substation:S1'") == (METERS,)
 
 
-def test_any_order_of_arrival_gives_the_same_intervals(store: Store):
+def test_any_order_of_arrival_gives_the_same_intervals(store: Store) -> None:
     """Marks come as gaps are filled, newest first here; every interval appears once its two marks are there."""
     calendar, first = Calendar(zone()), START - timedelta(hours=12)
     edges = [first + i * timedelta(hours=3) for i in range(5)]
@@ -221,7 +221,7 @@ def test_any_order_of_arrival_gives_the_same_intervals(store: Store):
         assert energy_wh == (np.diff(registers) * 10 * world.meters[row].ratio).tolist()
 
 
-def test_silence_shows(store: Store, mailbox: Mailbox):
+def test_silence_shows(store: Store, mailbox: Mailbox) -> None:
     """A meter that never speaks is expected all the same, makes its area's loss not computable, and is alerted."""
     quiet = next(meter.point for meter in store.world.meters if meter.role == "customer")
     area = quiet.split("-")[0]

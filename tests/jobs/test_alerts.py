@@ -1,0 +1,101 @@
+"""Alert rules one by one: when they speak, when they stay silent, and when they cannot say."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from cloud.jobs.alerts import DRIFT, LOSS, PEAK, SILENT, AreaFacts, Expected, Loss, MeterFacts, Verdict, evaluate
+from cloud.jobs.calendar import Calendar, ceil_mark, floor_mark
+
+NOW = datetime(2026, 3, 11, 9, 7, tzinfo=UTC)
+MARK = datetime(2026, 3, 11, 9, 0, tzinfo=UTC)
+CALENDAR = Calendar(ZoneInfo("Asia/Shanghai"))
+AREA = AreaFacts("A1", "Mill Lane", "磨坊里", 100_000, -1, 8)
+METERS = [MeterFacts(f"A1-C{i:02d}", "A1", "gw-a1", True, MARK, 0.0) for i in range(4)]
+
+
+def judge(*areas: AreaFacts, meters: list[MeterFacts] | None = None, hours: float = 24) -> Verdict:
+    return evaluate(areas, meters or [], now=NOW, lookahead=timedelta(hours=hours), calendar=CALENDAR)
+
+
+def rules(verdict: Verdict) -> list[tuple[str, str]]:
+    return [(finding.rule, finding.subject) for finding in verdict.findings]
+
+
+def loss(day: str, percent: float, unexplained: float | None, aligned: float = 1.0) -> Loss:
+    wh = None if unexplained is None else 1e6 * unexplained / 100
+    return Loss(day, 1e6, 1e6 * (1 - percent / 100), wh, aligned)
+
+
+@pytest.mark.parametrize(("hours", "found"), [(24, [(PEAK, "area:A1")]), (2, [])])
+def test_a_peak_counts_within_the_lookahead(hours: float, found: list[tuple[str, str]]) -> None:
+    ahead = [Expected(MARK, 90_000), Expected(MARK + timedelta(hours=3), 120_000)]
+    verdict = judge(replace(AREA, forecast=ahead), hours=hours)
+    assert rules(verdict) == found
+    for finding in verdict.findings:
+        assert "120 kW expected at 03-11 20:00, 120 %" in finding.message_en
+        assert "预计 03-11 20:00 负荷 120 kW" in finding.message_zh
+        assert finding.evidence["above_from"] == (MARK + timedelta(hours=3)).isoformat()
+
+
+def test_a_measured_peak_counts_while_it_is_fresh() -> None:
+    fresh, stale = (Expected(MARK - timedelta(hours=h), 130_000) for h in (0, 2))
+    assert rules(judge(replace(AREA, load=fresh))) == [(PEAK, "area:A1")]
+    assert rules(judge(replace(AREA, load=stale))) == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        ([loss("2026-03-10", 9, 0.1)], "loss of 9.0 % on 2026-03-10"),
+        ([loss("2026-03-10", -2, 0.1)], "negative loss of -2.0 %"),
+        ([loss(f"2026-03-{d}", 4, 2.0) for d in (10, 9, 8)], "60 kWh in 3 days (2.0 % of supply)"),
+        ([loss("2026-03-10", 4, 2.0)], None),  # one day proves nothing
+        ([loss(f"2026-03-{d}", 4, 1.0) for d in (10, 9, 8)], None),
+        ([loss("2026-03-10", 9, 9, aligned=0.5)], None),  # half a day is not judged
+    ],
+)
+def test_loss_out_of_range(losses: list[Loss], says: str | None) -> None:
+    verdict = judge(replace(AREA, losses=losses))
+    assert [says in finding.message_en for finding in verdict.findings if says] == ([True] if says else [])
+    assert len(verdict.findings) == (1 if says else 0)
+
+
+def test_without_facts_an_alert_stays_as_it_is() -> None:
+    assert judge(AREA).undecided == {(PEAK, "area:A1"), (LOSS, "area:A1")}
+
+
+def test_a_meter_is_silent_while_its_gateway_reads_the_others() -> None:
+    late = replace(METERS[0], last_energy_at=MARK - timedelta(minutes=45))
+    assert rules(judge(meters=[late, *METERS[1:]])) == [(SILENT, "meter:A1-C00")]
+    assert rules(judge(meters=[replace(late, last_energy_at=None), *METERS[1:]])) == [(SILENT, "meter:A1-C00")]
+    in_time = replace(late, last_energy_at=MARK - timedelta(minutes=30))
+    assert rules(judge(meters=[in_time, *METERS[1:]])) == []
+
+
+def test_a_gateway_that_is_away_says_nothing_about_its_meters() -> None:
+    away = [replace(meter, online=False, last_energy_at=MARK - timedelta(days=1)) for meter in METERS]
+    verdict = judge(meters=away)
+    assert not verdict.findings
+    assert (SILENT, "meter:A1-C00") in verdict.undecided
+
+
+@pytest.mark.parametrize(("offset_s", "says"), [(59, None), (-61, "61 s behind"), (200, "200 s ahead")])
+def test_a_clock_may_be_a_minute_off(offset_s: float, says: str | None) -> None:
+    verdict = judge(meters=[replace(METERS[0], clock_offset_s=offset_s), *METERS[1:]])
+    assert rules(verdict) == ([(DRIFT, "meter:A1-C00")] if says else [])
+    assert all(says in finding.message_en for finding in verdict.findings if says)
+
+
+def test_business_days_follow_the_zone() -> None:
+    day = CALENDAR.day(datetime(2026, 3, 10, 16, tzinfo=UTC))
+    assert day.isoformat() == "2026-03-11"
+    assert CALENDAR.bounds(day)[0] == datetime(2026, 3, 10, 16, tzinfo=UTC)
+    assert CALENDAR.over(day, datetime(2026, 1, 1, tzinfo=UTC), NOW) == 68
+    assert CALENDAR.minute_of_week(datetime(2026, 3, 10, 16, tzinfo=UTC), 2).tolist() == [2 * 1440, 2 * 1440 + 15]
+    berlin = Calendar(ZoneInfo("Europe/Berlin"))
+    start, end = berlin.bounds(datetime(2026, 3, 29, tzinfo=UTC).date())
+    assert end - start == timedelta(hours=23)
+    assert (floor_mark(NOW), ceil_mark(NOW), ceil_mark(MARK)) == (MARK, MARK + timedelta(minutes=15), MARK)
