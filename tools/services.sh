@@ -230,10 +230,6 @@ start() {
     if has_docker; then
         start_containers
     else
-        missing=()
-        [[ $(id -u) == 0 ]] || missing+=("root (or a Docker engine that answers)")
-        has apt-get || missing+=("Debian's apt-get (or a Docker engine that answers)")
-        ((${#missing[@]} == 0)) || fail "missing: $(IFS=';' && echo "${missing[*]}")"
         start_mosquitto
         start_timescaledb
     fi
@@ -249,6 +245,12 @@ stop() {
     ! has_docker || docker rm -f gridloom-test-mosquitto gridloom-test-timescaledb >/dev/null 2>&1 || true
 }
 
+if ! has_docker; then
+    missing=()
+    [[ $(id -u) == 0 ]] || missing+=("root")
+    has apt-get || missing+=("Debian's apt-get")
+    ((${#missing[@]} == 0)) || fail "missing: $(IFS=, && echo "${missing[*]}"), or else a Docker engine that answers"
+fi
 mkdir -p "$home/secrets"
 chmod 700 "$home/secrets"
 exec 9>"$home/lock" && flock 9 # one at a time
