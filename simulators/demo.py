@@ -332,9 +332,9 @@ class Demo:
         return self._secrets[name]
 
     def _relay_password(self) -> str:
-        """DL/T 645 password: level 02 (relay) and three random BCD-free bytes, as eight hex digits."""
+        """DL/T 645 password: level 02, which may switch relays, and six random digits."""
         if "645" not in self._secrets:
-            self._secrets["645"] = "02" + secrets.token_hex(3)
+            self._secrets["645"] = f"02{secrets.randbelow(10**6):06d}"
             _save_secrets(self._data / "secrets.json", self._secrets)
         return self._secrets["645"]
 

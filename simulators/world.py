@@ -204,17 +204,23 @@ class World:
         """Open until ``expires_s`` or a close, or close. What meters have shown before ``at_s`` stays shown."""
         self.extend(at_s + 1)
         customer = self._customer[row]
+        (area,) = (a for a, span in enumerate(self._spans) if span.start <= customer < span.stop)
+        touched = np.array([self._heads[area], row])
+        mark = self._mark(at_s)
+        # Before the relay moves: an open relay changes how the energy of this interval is spread over it.
+        head_shows, row_shows = (self.reading(int(one), at_s) for one in touched)
+        counted = self._steps(self._counted(row, mark, at_s))  # what an open relay will hold it at
+        anchors = {
+            (int(self._heads[area]), mark): (at_s, head_shows),
+            (row, mark): (at_s, np.maximum(row_shows, counted)),
+        }
         windows = self._windows.setdefault(customer, [])
         current = next((w for w in windows if w.opened_s <= at_s < w.closes_s), None)
         if current:
             current.closes_s = at_s if closed else expires_s
         elif not closed:
             windows.append(Window(at_s, expires_s))
-        (area,) = (a for a, span in enumerate(self._spans) if span.start <= customer < span.stop)
-        touched = np.array([self._heads[area], row])
-        mark = self._mark(at_s)
-        for one in touched:
-            self._anchors[int(one), mark] = at_s, self.reading(int(one), at_s)
+        self._anchors |= anchors
         number = mark // QUARTERS
         last = max(self._days)
         for later in range(number, last + 1):
@@ -282,6 +288,15 @@ class World:
         passed = passed_s / whole_s if whole_s else 0.0
         shown: Integers = before + np.floor((after - before) * passed + STEP_SLACK).astype(np.int32)
         return shown
+
+    def _counted(self, row: int, mark: int, at_s: float) -> Array:
+        """(4,) Wh and varh by the meter's register at a moment of the interval after ``mark``, not rounded."""
+        day, quarter = self._days[mark // QUARTERS], mark % QUARTERS
+        from_s = float(self.zero_s + mark * INTERVAL_S)
+        whole_s = self._on_s(row, from_s, from_s + INTERVAL_S)
+        passed = self._on_s(row, from_s, at_s) / whole_s if whole_s else 0.0
+        counted: Array = day.before[row] + day.energy[row, :quarter].sum(axis=0) + day.energy[row, quarter] * passed
+        return counted
 
     def _on_s(self, row: int, from_s: float, to_s: float) -> float:
         """Seconds of [from_s, to_s) in which the meter's relay is closed."""
