@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ARGS ?=
+# Small matrices on busy cores: threads inside numpy only fight each other.
+export OPENBLAS_NUM_THREADS = 1
 
 .PHONY: help demo test check services services-stop requirements clean
 

@@ -5,6 +5,7 @@ Data, secrets, logs and the simulated clock live in one folder; a second run goe
 
 import fcntl
 import json
+import logging
 import os
 import secrets
 import signal
@@ -78,6 +79,7 @@ def demo(data: Path, meters: int, seed: int, port: int, rate: float, once: bool,
     """
     if report and not once:
         raise click.UsageError("--json goes with --once")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # the status is asked for twice a second
     options = Options(data.expanduser().resolve(), meters, seed, port, rate, once)
     try:
         with _terminating(), _locked(options.data):
@@ -161,12 +163,12 @@ class Demo:
         users = {name: self._password(f"mqtt-{name}") for name in ("cloud", *(path.name for path in gateways))}
         broker = Broker(self._data / "broker", free_port(), users)
         broker.initialize()
-        self._supervisor.start(Program("broker", broker.command()))
+        self._supervisor.start(Program("broker", broker.command(), healthy=broker.accepts))
         clock = {"GRIDLOOM_CLOCK": str(self._clock), "GRIDLOOM_645_PASSWORD": self._relay_password()}
         self._supervisor.start(Program("simulators", _simulators("run", "--data", str(self._data)), clock))
 
         self._supervisor.wait_ready("postgres", lambda: _connects(postgres.dsn))
-        self._supervisor.wait_ready("broker", lambda: port_answers(broker.port))
+        self._supervisor.wait_ready("broker", broker.accepts)
         dsn = self._prepare_database(postgres)
 
         def cloud(role: str) -> dict[str, str]:
@@ -179,7 +181,7 @@ class Demo:
             }
 
         peak = ["--peak-lookahead", "30m", "--dr-duration", "30m"] if self._options.once else []
-        self._supervisor.start(Program("ingest", _gridloom("ingest"), cloud("ingest")))
+        self._supervisor.start(Program("ingest", _gridloom("ingest", "--fresh-session"), cloud("ingest")))
         self._supervisor.start(Program("work", _gridloom("work", *peak), cloud("work")))
         self._supervisor.start(Program("serve", _gridloom("serve", "--port", str(self._options.port)), cloud("api")))
         for path in gateways:

@@ -12,10 +12,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from paho.mqtt import client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
 
 LOOPBACK = "127.0.0.1"
 
@@ -137,6 +141,24 @@ class Broker:
     @property
     def url(self) -> str:
         return f"mqtt://{LOOPBACK}:{self.port}"
+
+    def accepts(self) -> bool:
+        """Whether a client with a password is let in. An open port is not enough: rumqttd's router can die alone."""
+        name, password = next(iter(self.users.items()))
+        client = mqtt.Client(CallbackAPIVersion.VERSION2, f"health-{os.getpid()}", protocol=mqtt.MQTTv5)
+        client.username_pw_set(name, password)
+        client.connect_timeout = 1.0
+        try:
+            client.connect(LOOPBACK, self.port)
+            deadline = time.monotonic() + 1.0
+            while not client.is_connected() and time.monotonic() < deadline:
+                if client.loop(0.1) != mqtt.MQTT_ERR_SUCCESS:
+                    break
+            accepted = client.is_connected()
+            client.disconnect()
+        except OSError:
+            return False
+        return accepted
 
     def initialize(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,8 @@ from typing import IO, Any
 RESTART_MIN_S = 0.5
 RESTART_MAX_S = 8.0
 STOP_S = 8.0
+HEALTH_S = 5.0
+HEALTH_TRIES = 3
 LOG_BYTES_MAX = 20_000_000
 _PR_SET_PDEATHSIG = 1
 
@@ -33,6 +35,8 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     popen: Mapping[str, Any] = field(default_factory=dict)
     stop_signal: signal.Signals = signal.SIGTERM
+    # Asked every HEALTH_S; a program that runs but fails this HEALTH_TRIES times in a row is killed and started again.
+    healthy: Callable[[], bool] | None = None
 
 
 @dataclass
@@ -43,6 +47,8 @@ class _Running:
     restarts: int = 0
     wait_s: float = RESTART_MIN_S
     again_s: float | None = None
+    asked_s: float = 0.0
+    ill: int = 0
 
 
 class Supervisor:
@@ -100,15 +106,26 @@ class Supervisor:
             if running.process.poll() is None:
                 if now_s - running.started_s > 30:
                     running.wait_s = RESTART_MIN_S
+                self._examine(running, now_s)
                 continue
             if running.again_s is None:
                 running.again_s = now_s + running.wait_s
                 running.wait_s = min(running.wait_s * 2, RESTART_MAX_S)
             elif now_s >= running.again_s:
                 running.process = self._spawn(running.program)
-                running.started_s, running.again_s = now_s, None
+                running.started_s, running.again_s, running.ill = now_s, None, 0
                 running.restarts += 1
                 self._write_ids()
+
+    @staticmethod
+    def _examine(running: _Running, now_s: float) -> None:
+        healthy = running.program.healthy
+        if healthy is None or now_s - max(running.asked_s, running.started_s) < HEALTH_S:
+            return
+        running.asked_s = now_s
+        running.ill = 0 if healthy() else running.ill + 1
+        if running.ill >= HEALTH_TRIES:
+            running.process.kill()
 
     @property
     def restarts(self) -> dict[str, int]:

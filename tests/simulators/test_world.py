@@ -172,7 +172,9 @@ def test_an_open_relay_stops_the_register_and_lowers_the_head() -> None:
     row, opened_s = controllable(world), world.start_s + 1000.0
     expires_s = opened_s + 1800
     head = world.row_of[f"{world.meters[row].area}-HEAD"]
+    shown = plain.reading(row, opened_s).tolist()
     world.set_relay(row, opened_s, closed=False, expires_s=expires_s)
+    assert world.reading(row, opened_s).tolist() == shown
     assert world.reading(row, opened_s + 1).tolist() == world.reading(row, expires_s - 1).tolist()
     assert not world.is_closed(row, opened_s)
     assert world.power(row, opened_s + 60).active_w == 0

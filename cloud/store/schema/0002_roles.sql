@@ -44,3 +44,5 @@ GRANT SELECT ON power_sample, event, gateway_status, meter_state,
                 interval, interval_version, interval_current, completeness_day, load,
                 forecast_run, forecast, forecast_accuracy, loss_day, alert, dr_event
     TO gridloom_grafana;
+-- What was set aside and why, without the rows themselves.
+GRANT SELECT (gateway, reason, rows, recorded_at, replayed_at) ON quarantine TO gridloom_grafana;
