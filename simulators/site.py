@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import random
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from simulators.powerflow import HV_V, LV_V
 from simulators.world import DAYS_BEFORE, ZONE, World
 
 LOOPBACK = "127.0.0.1"
+PORTS = range(20_000, 30_000)
 DAYS_AHEAD = 2  # computed with the site; the rest as time goes on
 SILENT_AFTER_S = 20 * 60  # from the start; then the broken meter never answers again
 # The stressed area's limit is what its load passes on every one of the last evenings, from 17:15 to 21:00.
@@ -107,12 +109,20 @@ def build(directory: Path, *, seed: int, meters: int, start: datetime) -> World:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on just now; held open together so that they differ."""
-    held = []
+    """Ports nobody listens on just now; held open together so that they differ.
+
+    Below the range systems give to outgoing connections: the ports are kept, and must be free again at the next run.
+    """
+    held: list[socket.socket] = []
     try:
-        for _ in range(count):
+        for port in random.sample(PORTS, len(PORTS)):
+            if len(held) == count:
+                break
             held.append(one := socket.socket())
-            one.bind((LOOPBACK, 0))
+            try:
+                one.bind((LOOPBACK, port))
+            except OSError:
+                held.pop().close()
         return [one.getsockname()[1] for one in held]
     finally:
         for one in held:
