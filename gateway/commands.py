@@ -28,6 +28,8 @@ SPAN_MAX: Final = timedelta(days=7)
 NAME_MAX: Final = 100
 # An order to close is void this long after it is given, by the meter's clock.
 ORDER_LIFE: Final = timedelta(minutes=10)
+OPEN_RETRY_S: Final = 1.0
+OPEN_RETRY_MAX_S: Final = 30.0
 CLOSE_RETRY_S: Final = 5.0
 CLOSE_RETRY_MAX_S: Final = 300.0
 
@@ -40,6 +42,7 @@ class RelayState(StrEnum):
     OPEN = "open"
     REFUSED = "refused"  # the meter said no, or was never asked
     CLOSED = "closed"
+    UNSURE = "unsure"  # never confirmed open; closed now
 
 
 MUST_CLOSE: Final = (RelayState.OPENING, RelayState.OPEN)
@@ -128,19 +131,35 @@ class Commands:
         start, end = from_us(command.body.start), from_us(command.body.end)
         states = await asyncio.to_thread(self._states, command.id)
         await self._clock.sleep_until(start)
-        if self._clock.now() < end:
-            untried = [meter for meter in dict.fromkeys(command.body.meters) if meter not in states]
-            await asyncio.gather(*(self._open(command, meter) for meter in untried))
+        await self._open_all(command, [meter for meter in dict.fromkeys(command.body.meters) if meter not in states])
         await self._clock.sleep_until(end)
         await self._close_all(command)
         states = await asyncio.to_thread(self._states, command.id)
-        await self._reply(command, *_outcome(command, states))
+        await self._reply(command, *outcome_of(command, states))
         wait_s = CLOSE_RETRY_S
         while any(state in MUST_CLOSE for state, _ in states.values()):
             await self._clock.sleep(wait_s * random.uniform(0.75, 1.25))
             wait_s = min(2 * wait_s, CLOSE_RETRY_MAX_S)
             await self._close_all(command)
             states = await asyncio.to_thread(self._states, command.id)
+
+    async def _open_all(self, command: Command, meters: list[str]) -> None:
+        """Open ``meters``. Unanswered orders are given again until the end; opening an open relay changes nothing.
+
+        A process that was killed meanwhile does not come here again for a meter it had asked.
+        """
+        end, wait_s = from_us(command.body.end), OPEN_RETRY_S
+        while meters and self._clock.now() < end:
+            await asyncio.gather(*(self._open(command, meter) for meter in meters))
+            states = await asyncio.to_thread(self._states, command.id)
+            meters = [meter for meter in meters if states[meter][0] is RelayState.OPENING]
+            if meters:
+                again = asyncio.create_task(self._clock.sleep(wait_s * random.uniform(0.75, 1.25)))
+                over = asyncio.create_task(self._clock.sleep_until(end))
+                await asyncio.wait((again, over), return_when=asyncio.FIRST_COMPLETED)
+                again.cancel()
+                over.cancel()
+                wait_s = min(2 * wait_s, OPEN_RETRY_MAX_S)
 
     async def _open(self, command: Command, meter: str) -> None:
         if problem := self._switchgear.problem(meter):
@@ -164,14 +183,15 @@ class Commands:
 
     async def _close(self, command: Command, meter: str, state: RelayState, note: str) -> None:
         holder = await asyncio.to_thread(self._held_by, command.id, meter)
+        closed = RelayState.CLOSED if state is RelayState.OPEN else RelayState.UNSURE
         if holder:
             # Another event still wants this load shed; its own end closes the relay.
-            await asyncio.to_thread(self._note, command.id, meter, RelayState.CLOSED, f"left open for {holder}")
+            await asyncio.to_thread(self._note, command.id, meter, closed, f"left open for {holder}")
             return
         refusal = await self._switchgear.switch(meter, True, self._clock.now() + ORDER_LIFE)
         if refusal is None:
             said = "opened and closed" if state is RelayState.OPEN else f"opening unsure ({note}), closed"
-            await asyncio.to_thread(self._note, command.id, meter, RelayState.CLOSED, said)
+            await asyncio.to_thread(self._note, command.id, meter, closed, said)
             await self._happened("relay_closed", meter, command)
         else:
             logger.warning("relay not closed, will try again meter=%s reason=%s", meter, refusal.reason)
@@ -249,15 +269,18 @@ def _names(command: Command) -> tuple[str, str, int]:
     return command.id, command.body.event, len(command.body.meters)
 
 
-def _outcome(command: Command, states: dict[str, tuple[RelayState, str]]) -> tuple[Outcome, str, dict[str, str]]:
+def outcome_of(command: Command, states: dict[str, tuple[RelayState, str]]) -> tuple[Outcome, str, dict[str, str]]:
     """Done when something was shed and all of it is connected again; the sentence says how much."""
     opened = sum(state is RelayState.CLOSED for state, _ in states.values())
+    unsure = sum(state is RelayState.UNSURE for state, _ in states.values())
     stuck = sum(state in MUST_CLOSE for state, _ in states.values())
     meters = {
-        meter: note if state in (RelayState.CLOSED, *MUST_CLOSE) else f"{state.value}: {note}"
+        meter: note if state in (RelayState.CLOSED, RelayState.UNSURE, *MUST_CLOSE) else f"{state.value}: {note}"
         for meter, (state, note) in states.items()
     }
     detail = f"{opened} of {len(set(command.body.meters))} meters were shed and are connected again"
+    if unsure:
+        detail += f"; {unsure} never confirmed that they were open"
     if stuck:
         return Outcome.FAILED, f"{detail}; {stuck} could not be closed yet and are tried again", meters
     if opened:

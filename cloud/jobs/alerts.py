@@ -71,12 +71,13 @@ class AreaFacts:
 
 @dataclass(frozen=True, slots=True)
 class MeterFacts:
-    """``clock_offset_s``: the meter's clock minus the gateway's."""
+    """``clock_offset_s``: the meter's clock less the gateway's.  ``backfilling``: the gateway still reads memory."""
 
     point: str
     area_id: str
     gateway: str
     online: bool
+    backfilling: bool
     last_energy_at: datetime | None
     clock_offset_s: float | None
 
@@ -118,7 +119,9 @@ def evaluate(
     newest = floor_mark(now - SILENT_GRACE)
     sending = _sending(meters, newest)
     for meter in meters:
-        if meter.gateway in sending:
+        # A meter that was never heard of may just not have had its turn in the first backfill.
+        waits = meter.last_energy_at is None and meter.backfilling
+        if meter.gateway in sending and not waits:
             findings.append(_silent(meter, newest))
         else:
             undecided.add((SILENT, meter.subject))

@@ -203,6 +203,7 @@ def derive_chunk(connection: Connection, calendar: Calendar, now: datetime) -> D
             cursor.execute(statement)
         cursor.execute(_WIDER_LOAD, {"substation": SUBSTATION})
         cursor.execute(_RECEIVED, {"zone": str(calendar.zone)})
+        expect(connection, calendar, now)  # in the same transaction: nobody ever reads more received than expected
         cursor.execute(_AREA_DAYS, {"zone": str(calendar.zone)})
         return Derived(ranges, changed, frozenset((area, day) for area, day in cursor))
 

@@ -215,7 +215,7 @@ _WANTED: Final = """
 """
 _BUSY: Final = """
     SELECT FROM dr_event
-    WHERE area_id = %(area)s AND (state IN ('planned', 'sent') OR end_at > %(from)s) LIMIT 1
+    WHERE area_id = %(area)s AND (state IN ('planned', 'sent') OR end_at > %(from)s AND state <> 'failed') LIMIT 1
 """
 _PLAN: Final = """
     INSERT INTO dr_event (event_id, area_id, alert_id, start_at, end_at, points, state)

@@ -91,7 +91,8 @@ _LOSSES: Final = """
     ORDER BY area_id, day DESC
 """
 _METERS: Final = """
-    SELECT p.point, p.area_id, i.gateway, coalesce(g.online, false), s.last_energy_at, s.clock_offset_s
+    SELECT p.point, p.area_id, i.gateway, coalesce(g.online, false),
+           coalesce((g.status->>'backfill_left')::bigint > 0, false), s.last_energy_at, s.clock_offset_s
     FROM installation i JOIN metering_point p USING (point_id)
     LEFT JOIN gateway_status g USING (gateway) LEFT JOIN meter_state s USING (meter_id)
     WHERE %(now)s BETWEEN i.valid_from AND i.valid_to ORDER BY p.point

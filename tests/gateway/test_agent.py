@@ -258,6 +258,27 @@ def test_a_demand_response_event_opens_relays_and_closes_them(embedded_broker: B
     asyncio.run(scenario())
 
 
+def test_a_line_that_is_down_when_the_event_starts_is_tried_until_it_is_back(
+    embedded_broker: Broker, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with box(tmp_path, embedded_broker, rate=60) as it, cloud(embedded_broker, "gw-1") as there:
+            it.write_site(meters=1, days=1)
+            it.start()
+            await until(lambda: any(status.online for status in there.statuses))
+            it.modbus.delay_s = lambda number: None
+            await there.send("gw-1", shed(it.clock, "m001", "m101", start_s=30, end_s=900))
+            await until(lambda: "relay not opened meter=m001" in it.log)
+            assert it.dlt645.relays == {101: False}
+            it.modbus.delay_s = lambda number: 0.0
+            await until(lambda: it.modbus.relays == {1: False})
+            await until(lambda: bool(there.replies))
+            assert there.replies[0].outcome is Outcome.DONE
+            assert there.replies[0].detail.startswith("2 of 2")
+
+    asyncio.run(scenario())
+
+
 def test_a_gateway_killed_in_the_middle_of_an_event_still_closes(embedded_broker: Broker, tmp_path: Path) -> None:
     async def scenario() -> None:
         async with box(tmp_path, embedded_broker, rate=60) as it, cloud(embedded_broker, "gw-1") as there:

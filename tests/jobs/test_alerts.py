@@ -13,7 +13,7 @@ NOW = datetime(2026, 3, 11, 9, 7, tzinfo=UTC)
 MARK = datetime(2026, 3, 11, 9, 0, tzinfo=UTC)
 CALENDAR = Calendar(ZoneInfo("Asia/Shanghai"))
 AREA = AreaFacts("A1", "Mill Lane", "磨坊里", 100_000, -1, 8)
-METERS = [MeterFacts(f"A1-C{i:02d}", "A1", "gw-a1", True, MARK, 0.0) for i in range(4)]
+METERS = [MeterFacts(f"A1-C{i:02d}", "A1", "gw-a1", True, False, MARK, 0.0) for i in range(4)]
 
 
 def judge(*areas: AreaFacts, meters: list[MeterFacts] | None = None, hours: float = 24) -> Verdict:
@@ -71,6 +71,8 @@ def test_a_meter_is_silent_while_its_gateway_reads_the_others() -> None:
     late = replace(METERS[0], last_energy_at=MARK - timedelta(minutes=45))
     assert rules(judge(meters=[late, *METERS[1:]])) == [(SILENT, "meter:A1-C00")]
     assert rules(judge(meters=[replace(late, last_energy_at=None), *METERS[1:]])) == [(SILENT, "meter:A1-C00")]
+    first_backfill = replace(late, last_energy_at=None, backfilling=True)
+    assert rules(judge(meters=[first_backfill, *METERS[1:]])) == [], "its turn may still come"
     in_time = replace(late, last_energy_at=MARK - timedelta(minutes=30))
     assert rules(judge(meters=[in_time, *METERS[1:]])) == []
 
