@@ -254,7 +254,11 @@ class Agent:
         failure = await bus.set_relay(meter, closed=closed, expires_at=expires_at)
         if failure is None:
             return None
-        return Refusal(f"{failure.reason.value}: {failure.detail}", surely=failure.reason in _SURELY_STILL)
+        return Refusal(
+            f"{failure.reason.value}: {failure.detail}",
+            surely=failure.reason in _SURELY_STILL,
+            final=failure.reason in (Reason.REFUSED, Reason.EXPIRED),
+        )
 
 
 @dataclass(slots=True)

@@ -50,10 +50,11 @@ MUST_CLOSE: Final = (RelayState.OPENING, RelayState.OPEN)
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a relay did not move. ``surely``: the meter certainly did not act."""
+    """Why a relay did not move. ``surely``: the meter certainly did not act.  ``final``: it would refuse again."""
 
     reason: str
     surely: bool
+    final: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +151,8 @@ class Commands:
         """
         end, wait_s = from_us(command.body.end), OPEN_RETRY_S
         while meters and self._clock.now() < end:
-            await asyncio.gather(*(self._open(command, meter) for meter in meters))
-            states = await asyncio.to_thread(self._states, command.id)
-            meters = [meter for meter in meters if states[meter][0] is RelayState.OPENING]
+            opened = await asyncio.gather(*(self._open(command, meter) for meter in meters))
+            meters = [meter for meter, settled in zip(meters, opened, strict=True) if not settled]
             if meters:
                 again = asyncio.create_task(self._clock.sleep(wait_s * random.uniform(0.75, 1.25)))
                 over = asyncio.create_task(self._clock.sleep_until(end))
@@ -161,20 +161,24 @@ class Commands:
                 over.cancel()
                 wait_s = min(2 * wait_s, OPEN_RETRY_MAX_S)
 
-    async def _open(self, command: Command, meter: str) -> None:
+    async def _open(self, command: Command, meter: str) -> bool:
+        """True once it is settled whether this relay is open: it is, or never will be."""
         if problem := self._switchgear.problem(meter):
             await asyncio.to_thread(self._note, command.id, meter, RelayState.REJECTED, problem)
-            return
+            return True
+        before, _ = (await asyncio.to_thread(self._states, command.id)).get(meter, (RelayState.REFUSED, ""))
         await asyncio.to_thread(self._note, command.id, meter, RelayState.OPENING, "no answer yet")
         # Void after the end; a meter that keeps the time itself connects again then, should this box be gone.
         refusal = await self._switchgear.switch(meter, False, from_us(command.body.end))
         if refusal is None:
             await asyncio.to_thread(self._note, command.id, meter, RelayState.OPEN, "")
             await self._happened("relay_opened", meter, command)
-        else:
-            logger.warning("relay not opened meter=%s reason=%s", meter, refusal.reason)
-            state = RelayState.REFUSED if refusal.surely else RelayState.OPENING
-            await asyncio.to_thread(self._note, command.id, meter, state, refusal.reason)
+            return True
+        logger.warning("relay not opened meter=%s reason=%s", meter, refusal.reason)
+        # What an earlier unanswered order did stays unsure, whatever became of this one.
+        state = RelayState.REFUSED if refusal.surely and before is RelayState.REFUSED else RelayState.OPENING
+        await asyncio.to_thread(self._note, command.id, meter, state, refusal.reason)
+        return refusal.final
 
     async def _close_all(self, command: Command) -> None:
         states = await asyncio.to_thread(self._states, command.id)

@@ -6,13 +6,16 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import psycopg
 import pytest
 
 from simulators.services import Broker, Postgres, free_port, new_password
+
+if TYPE_CHECKING:
+    from tests.mosquitto import Mosquitto
 
 IN_CI = os.environ.get("CI") == "true"
 
@@ -93,6 +96,16 @@ def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker
         yield broker
     finally:
         stop(process, signal.SIGTERM)
+
+
+@pytest.fixture(scope="session")
+def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Mosquitto"]:
+    from tests.mosquitto import new_mosquitto
+
+    broker = new_mosquitto(tmp_path_factory.mktemp("mosquitto"))
+    broker.start()
+    yield broker
+    broker.stop()
 
 
 def wait_for_port(port: int, timeout_s: float = 10) -> None:

@@ -9,13 +9,14 @@
 set -euo pipefail
 umask 022
 
-home=$(cd "$(dirname "$0")/.." && pwd)/.services
+project=$(cd "$(dirname "$0")/.." && pwd)
+home=$project/.services
 system=$home/trixie                 # a Debian 13 of its own
 postgres=/usr/lib/postgresql/17/bin # inside it
 mqtt_port=18883
 database_port=15432
 mqtt_users="cloud gw-1 gw-2"
-mosquitto_image=eclipse-mosquitto:2.0
+mosquitto_image=eclipse-mosquitto:2.0.22
 timescale_image=timescale/timescaledb:2.19.3-pg17-oss
 # No fsync: a test may kill the server but never the machine. No telemetry: tests talk to this machine only.
 database_settings=(
@@ -70,53 +71,24 @@ stop_one() { # name, word, signal
 
 # ---- mosquitto -------------------------------------------------------------------------------------------------------
 
-write_mosquitto() { # listening address, folder as the broker sees it
-    local folder=$home/mosquitto user
-    mkdir -p "$folder/data"
-    cat >"$folder/acl" <<'ACL'
-# A gateway writes under its own name what it knows, and reads what is meant for it.
-pattern write gridloom/v1/%u/energy
-pattern write gridloom/v1/%u/power
-pattern write gridloom/v1/%u/events
-pattern write gridloom/v1/%u/status
-pattern write gridloom/v1/%u/reply
-pattern read gridloom/v1/%u/command
-pattern read gridloom/v1/%u/receipt
-
-# The cloud hears everything; only it commands and gives receipts.
-user cloud
-topic read gridloom/v1/#
-topic write gridloom/v1/+/command
-topic write gridloom/v1/+/receipt
-ACL
-    cat >"$folder/mosquitto.conf" <<CONF
-listener $mqtt_port $1
-user root
-allow_anonymous false
-password_file $2/passwords
-acl_file $2/acl
-persistence true
-persistence_location $2/data/
-persistent_client_expiration 7d
-# The default of 1,000 messages drops silently while a worker is away: bound the bytes of a session instead.
-max_queued_messages 0
-max_queued_bytes 268435456
-max_inflight_messages 200
-log_dest stderr
-CONF
-    [[ -s $folder/passwords ]] && return
-    for user in $mqtt_users; do echo "$user:$(secret "mqtt-$user")"; done >"$folder/passwords"
-    chmod 600 "$folder/passwords"
-    "${hash_passwords[@]}" "$2/passwords" 2>/dev/null || { rm -f "$folder/passwords" && fail "mosquitto_passwd failed"; }
+# The broker as production runs it (deploy/mosquitto). Tests of brokers start their own, with a fresh memory: a session
+# that an interrupted run left behind would take its share of the next run's messages.
+mosquitto_users() {
+    local user
+    for user in $mqtt_users; do printf '%s:%s ' "$user" "$(secret "mqtt-$user")"; done
 }
 
 start_mosquitto() {
     running "$home/mosquitto.pid" mosquitto.conf && return
     answers "$mqtt_port" && fail "port $mqtt_port is taken by another program; stop it"
     has mosquitto || { say "installing mosquitto" && apt_install mosquitto; }
-    hash_passwords=(mosquitto_passwd -U)
-    write_mosquitto 127.0.0.1 "$home/mosquitto"
-    spawn mosquitto mosquitto -c "$home/mosquitto/mosquitto.conf"
+    mkdir -p "$home/mosquitto/run" "$home/mosquitto/data"
+    (
+        MQTT_USERS=$(mosquitto_users)
+        export MQTT_USERS MQTT_CONFIG=$project/deploy/mosquitto MQTT_DATA=$home/mosquitto/data MQTT_AS=root
+        export MQTT_RUN=$home/mosquitto/run MQTT_CERTS=$home/mosquitto/certs MQTT_PORT=$mqtt_port MQTT_BIND=127.0.0.1
+        spawn mosquitto sh "$project/deploy/mosquitto/start.sh"
+    )
 }
 
 apt_install() {
@@ -195,11 +167,11 @@ start_containers() {
     local running
     running=$(docker ps --format '{{.Names}}')
     if ! grep -qx gridloom-test-mosquitto <<<"$running"; then
-        hash_passwords=(docker run --rm -v "$home/mosquitto:/gridloom" "$mosquitto_image" mosquitto_passwd -U)
-        write_mosquitto 0.0.0.0 /gridloom # inside the container; published on loopback alone
         docker rm -f gridloom-test-mosquitto >/dev/null 2>&1 || true
-        docker run -d --name gridloom-test-mosquitto -p "127.0.0.1:$mqtt_port:$mqtt_port" \
-            -v "$home/mosquitto:/gridloom" "$mosquitto_image" mosquitto -c /gridloom/mosquitto.conf >/dev/null
+        MQTT_USERS=$(mosquitto_users) docker run -d --name gridloom-test-mosquitto -e MQTT_USERS --user 1883:1883 \
+            -p "127.0.0.1:$mqtt_port:1883" -v "$project/deploy/mosquitto:/mosquitto/config:ro" --tmpfs /tmp \
+            --tmpfs /run/mosquitto:uid=1883,gid=1883,mode=0700 --entrypoint /bin/sh "$mosquitto_image" \
+            /mosquitto/config/start.sh >/dev/null
     fi
     if ! grep -qx gridloom-test-timescaledb <<<"$running"; then
         docker rm -f gridloom-test-timescaledb >/dev/null 2>&1 || true

@@ -1,17 +1,10 @@
 """The two brokers Gridloom runs on: the embedded one of the demo, and mosquitto with the settings of `deploy/`."""
 
-import os
 import queue
-import shutil
-import signal
 import socket
 import ssl
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,67 +15,11 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from simulators.services import Broker, free_port
-from tests.conftest import BROKER_USERS, missing_service, stop, wait_for_port
+from simulators.services import Broker
+from tests.conftest import BROKER_USERS
+from tests.mosquitto import Mosquitto
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SESSION_S = 3600
-
-
-@dataclass
-class Mosquitto:
-    """mosquitto through `deploy/mosquitto/start.sh`, as compose starts it."""
-
-    directory: Path
-    port: int
-    environment: dict[str, str] = field(default_factory=dict)
-    process: "subprocess.Popen[bytes] | None" = None
-
-    def start(self) -> None:
-        self.process = self.launch()
-        wait_for_port(self.port)
-
-    def launch(self) -> "subprocess.Popen[bytes]":
-        for name in ("run", "data"):
-            (self.directory / name).mkdir(exist_ok=True)
-        environment = {
-            "PATH": os.environ["PATH"] + ":/usr/sbin",
-            "MQTT_USERS": " ".join(f"{name}:{password}" for name, password in BROKER_USERS.items()),
-            "MQTT_CONFIG": str(DEPLOY / "mosquitto"),
-            "MQTT_DATA": str(self.directory / "data"),
-            "MQTT_RUN": str(self.directory / "run"),
-            "MQTT_CERTS": str(self.directory / "certs"),
-            "MQTT_PORT": str(self.port),
-            "MQTT_BIND": "127.0.0.1",
-            **({"MQTT_AS": "root"} if os.geteuid() == 0 else {}),
-            **self.environment,
-        }
-        with (self.directory / "log").open("ab") as log:
-            return subprocess.Popen(
-                ["/bin/sh", str(DEPLOY / "mosquitto" / "start.sh")], env=environment, stdout=log, stderr=log
-            )
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        if self.process:
-            stop(self.process, how)
-
-    @property
-    def log(self) -> str:
-        return (self.directory / "log").read_text()
-
-
-def new_mosquitto(directory: Path) -> Mosquitto:
-    if not shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin"):
-        missing_service("mosquitto")
-    return Mosquitto(directory, free_port())
-
-
-@pytest.fixture(scope="session")
-def mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
-    broker = new_mosquitto(tmp_path_factory.mktemp("mosquitto"))
-    broker.start()
-    yield broker
-    broker.stop()
 
 
 @pytest.fixture(params=["embedded", "mosquitto"])

@@ -9,8 +9,9 @@ import pytest
 
 from protocols.uplink import Topic, topic
 from simulators.services import free_port
-from tests.bus.conftest import Mosquitto, Peer, new_mosquitto
+from tests.bus.conftest import Peer
 from tests.conftest import wait_for_port
+from tests.mosquitto import Mosquitto, new_mosquitto
 
 UP = (Topic.ENERGY, Topic.POWER, Topic.EVENTS, Topic.STATUS, Topic.REPLY)
 DOWN = (Topic.COMMAND, Topic.RECEIPT)

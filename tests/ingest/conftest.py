@@ -1,4 +1,4 @@
-"""A store with the small registry, the broker of this machine, and ingestors as real processes."""
+"""A store with the small registry, a broker, and ingestors as real processes."""
 
 import os
 import subprocess
@@ -21,7 +21,8 @@ from paho.mqtt.properties import Properties
 from cloud.store.migrations import Connection, migrate
 from cloud.store.registry import Registry, read_registry, save_registry
 from protocols.uplink import MSGPACK, Receipt, Topic, decode, topic
-from tests.conftest import BROKER_USERS, missing_service, stop
+from tests.conftest import BROKER_USERS, stop
+from tests.mosquitto import Mosquitto
 from tests.store.conftest import NOW
 from tests.store.registry_files import write_registry
 
@@ -40,14 +41,8 @@ def broker(request: pytest.FixtureRequest) -> Address:
     """The embedded broker beside the embedded database, mosquitto beside TimescaleDB."""
     if request.node.callspec.params["empty_database"] == "embedded":
         return Address(request.getfixturevalue("embedded_broker").url, BROKER_USERS, ("--fresh-session",))
-    url = os.environ.get("GRIDLOOM_TEST_MQTT_URL", "")
-    if not url:
-        missing_service("mosquitto (GRIDLOOM_TEST_MQTT_URL)")
-    passwords = {
-        user: os.environ[f"GRIDLOOM_TEST_MQTT_PASSWORD_{user.upper().replace('-', '_')}"]
-        for user in ("cloud", "gw-1", "gw-2")
-    }
-    return Address(url, passwords)
+    mosquitto: Mosquitto = request.getfixturevalue("mosquitto")
+    return Address(f"mqtt://127.0.0.1:{mosquitto.port}", BROKER_USERS)
 
 
 @pytest.fixture
