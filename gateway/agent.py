@@ -32,7 +32,7 @@ IDLE_S: Final = 1.0  # between two looks for gaps
 FLUSH_S: Final = 5.0  # a slow line does not fill a batch; what it gave is safe after this
 BACKFILL_FILL: Final = 0.5  # of the queue, then backfill pauses: memory of meters is a store too, live data has none
 CLOCK_OFFSET_MAX_S: Final = 60.0
-SILENT_POLLS: Final = 4  # in a row, energy and power: two sweeps before an event says so
+SILENT_POLLS: Final = 4  # in a row: two sweeps of energy and power, or questions for a gap, before an event says so
 DAY_S: Final = 86_400
 ABSENT_WAIT_MIN: Final = timedelta(minutes=1)
 ABSENT_WAIT_MAX: Final = timedelta(hours=1)
@@ -180,6 +180,9 @@ class Agent:
         rows = await bus.read_profile(meter, self._queue.at(run.first), run.end - run.first)
         if isinstance(rows, PollFailure):
             logger.debug("gap not filled meter=%s reason=%s detail=%s", meter.name, rows.reason, rows.detail)
+            if rows.reason is Reason.SILENT:
+                for event in health.heard(rows, self._clock.now()):
+                    await self._report(event)
             if rows.reason in (Reason.SILENT, Reason.BACKING_OFF, Reason.LINK_DOWN):
                 return None
             # It refuses, or talks nonsense: no use asking the same at once.

@@ -122,7 +122,7 @@ def evaluate(
         # A meter that was never heard of may just not have had its turn in the first backfill.
         waits = meter.last_energy_at is None and meter.backfilling
         if meter.gateway in sending and not waits:
-            findings.append(_silent(meter, newest))
+            findings.append(_silent(meter, newest, calendar))
         else:
             undecided.add((SILENT, meter.subject))
         findings.append(_drift(meter))
@@ -145,7 +145,7 @@ def _peak(area: AreaFacts, now: datetime, lookahead: timedelta, calendar: Calend
         "critical",
         f"Area {area.area_id} {area.name_en}: {peak.power_w / 1e3:.0f} kW {said_en} at {clock}, {percent:.0f} % of its "
         f"{area.capacity_w / 1e3:.0f} kW limit. Shed controllable load or move load to another transformer.",
-        f"台区 {area.area_id} {area.name_zh}:{said_zh} {clock} 负荷 {peak.power_w / 1e3:.0f} kW,"
+        f"台区 {area.area_id} {area.name_zh}：{said_zh} {clock} 负荷 {peak.power_w / 1e3:.0f} kW，"
         f"为限额 {area.capacity_w / 1e3:.0f} kW 的 {percent:.0f}%。请削减可控负荷或转移负荷。",
         {
             "peak_w": round(peak.power_w),
@@ -182,7 +182,7 @@ def _loss(area: AreaFacts) -> Finding | None:
             "warning",
             f"{en}: {unexplained_wh / 1000:.0f} kWh in {len(explained)} days ({share:.1f} % of supply) is lost beyond "
             "what wires and transformer explain. Look for theft, a bypassed or slow meter, or a wrong CT ratio.",
-            f"{zh}:近 {len(explained)} 天有 {unexplained_wh / 1000:.0f} kWh(占供电量 {share:.1f}%)超出技术线损。"
+            f"{zh}：近 {len(explained)} 天有 {unexplained_wh / 1000:.0f} kWh（占供电量 {share:.1f}%）超出技术线损。"
             "请排查窃电、旁路、表计偏慢或互感器变比错误。",
             evidence,
         )
@@ -193,7 +193,7 @@ def _loss(area: AreaFacts) -> Finding | None:
             "warning",
             f"{en}: loss of {percent:.1f} % on {last.day}, limit {area.high_percent:g} %. Check for theft, missing "
             "customers in the registry, and overloaded lines.",
-            f"{zh}:{last.day} 线损率 {percent:.1f}%,上限 {area.high_percent:g}%。请排查窃电、户变关系缺失和线路过载。",
+            f"{zh}：{last.day} 线损率 {percent:.1f}%，上限 {area.high_percent:g}%。请排查窃电、户变关系缺失和线路过载。",
             evidence,
         )
     if percent < area.low_percent:
@@ -203,7 +203,7 @@ def _loss(area: AreaFacts) -> Finding | None:
             "warning",
             f"{en}: negative loss of {percent:.1f} % on {last.day}, limit {area.low_percent:g} %. Check CT ratios, "
             "customers booked in the wrong area, and meter clocks.",
-            f"{zh}:{last.day} 线损率 {percent:.1f}%,低于下限 {area.low_percent:g}%。请核对变比、户变关系和表计时钟。",
+            f"{zh}：{last.day} 线损率 {percent:.1f}%，低于下限 {area.low_percent:g}%。请核对变比、户变关系和表计时钟。",
             evidence,
         )
     return None
@@ -218,19 +218,19 @@ def _sending(meters: Iterable[MeterFacts], newest: datetime) -> set[str]:
     return {gateway for gateway, some in fresh.items() if sum(some) > GATEWAY_SENDS * len(some)}
 
 
-def _silent(meter: MeterFacts, newest: datetime) -> Finding | None:
+def _silent(meter: MeterFacts, newest: datetime, calendar: Calendar) -> Finding | None:
     last = meter.last_energy_at
     if last is not None and newest - last <= SILENT_AFTER:
         return None
-    since_en = f"since {last:%Y-%m-%d %H:%M} UTC" if last else "ever"
-    since_zh = f"自 {last:%Y-%m-%d %H:%M} UTC 起" if last else "从未"
+    clock = f"{last.astimezone(calendar.zone):%m-%d %H:%M}" if last else ""
+    since_en, since_zh = (f"since {clock}", f"自 {clock} 起没") if last else ("ever", "从未")
     return Finding(
         SILENT,
         meter.subject,
         "warning",
         f"Meter at {meter.point}, area {meter.area_id}: no energy reading {since_en}, while {meter.gateway} reads the "
         "others. Check its supply, its address and its wiring on the bus.",
-        f"台区 {meter.area_id} 计量点 {meter.point}:{since_zh}{'' if last is None else '没'}有电量读数,"
+        f"台区 {meter.area_id} 计量点 {meter.point}：{since_zh}有电量读数，"
         f"而 {meter.gateway} 其他表正常。请检查供电、通信地址和总线接线。",
         {"last_energy_at": last.isoformat() if last else None, "gateway": meter.gateway},
     )
@@ -247,7 +247,7 @@ def _drift(meter: MeterFacts) -> Finding | None:
         "warning",
         f"Meter at {meter.point}, area {meter.area_id}: its clock is {abs(offset_s):.0f} s {en}. Set it, and replace "
         "the meter or its battery if it drifts again; intervals and tariffs are shifted meanwhile.",
-        f"台区 {meter.area_id} 计量点 {meter.point}:时钟{zh} {abs(offset_s):.0f} 秒。请对时;若再次漂移请换表或电池。"
+        f"台区 {meter.area_id} 计量点 {meter.point}：时钟{zh} {abs(offset_s):.0f} 秒。请对时；若再次漂移请换表或电池。"
         "期间区间电量和费率会错位。",
         {"clock_offset_s": round(offset_s, 1)},
     )
