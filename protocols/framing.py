@@ -41,7 +41,7 @@ class Garbage:
 class Match(Generic[T]):
     """A frame that ends before ``end``."""
 
-    frame: T
+    frame: T | Garbage  # a decoder may name what it skips
     end: int
 
 

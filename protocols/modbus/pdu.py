@@ -1,30 +1,38 @@
-"""Modbus TCP: MBAP frames, the PDUs of functions 3, 4, 6, 16 and 20, and register values, for master and meter.
+"""What a Modbus request and its reply say: the PDUs of functions 1 to 6, 15, 16, 20 and 43/14, for client and server.
 
-Addresses are zero-based PDU addresses. Source: MODBUS Application Protocol V1.1b3, MODBUS Messaging on TCP/IP V1.0b.
+Addresses are zero-based PDU addresses. Section numbers are those of MODBUS Application Protocol V1.1b3. A wrong PDU
+raises FrameError, which a server answers with ILLEGAL_DATA_VALUE; an exception raises MeterError with its name.
 """
 
-import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-from protocols.framing import INCOMPLETE, Attempt, FrameError, Match, MeterError, StreamDecoder
+from protocols.framing import FrameError, MeterError
 
 PDU_BYTES_MAX: Final = 253
 READ_WORDS_MAX: Final = 125
 WRITE_WORDS_MAX: Final = 123
+READ_BITS_MAX: Final = 2000
+WRITE_BITS_MAX: Final = 1968
 FILE_DATA_BYTES_MAX: Final = 0xF5  # of a whole FC 20 reply: per range 2 bytes and the records
 FILE_RECORD_MAX: Final = 0x270F
+EXCEPTION: Final = 0x80  # added to the function in the reply that refuses
 
 
 class Function(IntEnum):
+    READ_COILS = 0x01
+    READ_DISCRETE = 0x02
     READ_HOLDING = 0x03
     READ_INPUT = 0x04
+    WRITE_COIL = 0x05
     WRITE_ONE = 0x06
+    WRITE_COILS = 0x0F
     WRITE_MANY = 0x10
     READ_FILE = 0x14
+    ENCAPSULATED = 0x2B  # with MEI type 0EH: device identification
 
 
 class Fault(IntEnum):
@@ -42,79 +50,60 @@ class Fault(IntEnum):
 
 
 _FAULT_NAMES = {fault.value: fault.name.lower() for fault in Fault}
-
-
-# ---- MBAP ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """``unit``: the meter, 1 to 247 (0 is broadcast). ``transaction``: 16 bits that the answer repeats."""
-
-    transaction: int
-    unit: int
-    pdu: bytes
-
-
-_MBAP = struct.Struct(">HHHB")
-
-
-def encode(frame: Frame) -> bytes:
-    if not 1 <= len(frame.pdu) <= PDU_BYTES_MAX:
-        raise ValueError(f"pdu: {len(frame.pdu)} bytes, 1 to {PDU_BYTES_MAX} allowed")
-    return _MBAP.pack(frame.transaction, 0, len(frame.pdu) + 1, frame.unit) + frame.pdu
-
-
-class TcpDecoder(StreamDecoder[Frame]):
-    """Frames of a TCP stream, either direction. What is not MBAP (gateways send banners) is garbage."""
-
-    def _attempt(self, buffer: bytearray, start: int) -> Attempt[Frame]:
-        if len(buffer) - start < _MBAP.size:
-            return INCOMPLETE
-        transaction, protocol, length, unit = _MBAP.unpack_from(buffer, start)
-        if protocol or not 2 <= length <= PDU_BYTES_MAX + 1:
-            return None
-        end = start + 6 + length
-        if len(buffer) < end:
-            return INCOMPLETE
-        return Match(Frame(transaction, unit, bytes(buffer[start + _MBAP.size : end])), end)
-
-
-def is_answer(request: Frame, frame: Frame) -> bool:
-    """Whether ``frame`` answers ``request``: transaction, unit and function agree."""
-    return (
-        frame.transaction == request.transaction
-        and frame.unit == request.unit
-        and frame.pdu[0] & 0x7F == request.pdu[0]
-    )
+_BIT_READS = (Function.READ_COILS, Function.READ_DISCRETE)
 
 
 def check_accepted(pdu: bytes) -> None:
-    """Raises MeterError when ``pdu`` is an exception."""
-    if pdu[0] & 0x80:
+    """Raises MeterError when ``pdu`` is an exception, FrameError when it is empty."""
+    if not pdu:
+        raise FrameError("PDU: empty")
+    if pdu[0] & EXCEPTION:
         code = pdu[1] if len(pdu) > 1 else 0
         raise MeterError(code, (_FAULT_NAMES.get(code, "unknown exception"),))
 
 
 def encode_exception(function: int, fault: Fault) -> bytes:
-    return bytes((function | 0x80, fault))
+    return bytes((function | EXCEPTION, fault))
 
 
-# ---- FC 3 and 4 ------------------------------------------------------------------------------------------------------
+# ---- FC 1 to 4 (6.1 to 6.4) ------------------------------------------------------------------------------------------
 
 
 def encode_read(function: int, address: int, count: int) -> bytes:
+    """``count`` bits with FC 1 and 2, registers with FC 3 and 4."""
+    most = READ_BITS_MAX if function in _BIT_READS else READ_WORDS_MAX
+    if not 0 <= address <= 0xFFFF or not 1 <= count <= most:
+        raise ValueError(f"read: address 0 to 65535 and count 1 to {most} expected, got {address} and {count}")
     return struct.pack(">BHH", function, address, count)
 
 
 def decode_read(pdu: bytes) -> tuple[int, int]:
-    """(address, count) of a request. Raises FrameError; a meter answers that with ILLEGAL_DATA_VALUE."""
+    """(address, count) of a request with FC 1 to 4. Raises FrameError."""
     if len(pdu) != 5:
         raise FrameError("read: 5 bytes expected", raw=pdu)
-    _, address, count = struct.unpack(">BHH", pdu)
-    if not 1 <= count <= READ_WORDS_MAX:
-        raise FrameError(f"read: 1 to {READ_WORDS_MAX} registers allowed", raw=pdu)
+    function, address, count = struct.unpack(">BHH", pdu)
+    most = READ_BITS_MAX if function in _BIT_READS else READ_WORDS_MAX
+    if not 1 <= count <= most:
+        raise FrameError(f"read: count 1 to {most} allowed", raw=pdu)
     return address, count
+
+
+def encode_bits_reply(function: int, bits: Sequence[bool]) -> bytes:
+    """The answer to FC 1 or 2."""
+    data = _pack_bits(bits)
+    return bytes((function, len(data))) + data
+
+
+def decode_bits_reply(pdu: bytes, count: int) -> tuple[bool, ...]:
+    """``count`` bits, the first one from ``address``. What pads the last byte is not looked at.
+
+    Raises MeterError for an exception, FrameError for another length.
+    """
+    check_accepted(pdu)
+    size = -(-count // 8)
+    if len(pdu) != 2 + size or pdu[1] != size:
+        raise FrameError(f"read reply: {count} bits expected", raw=pdu)
+    return _unpack_bits(pdu[2:], count)
 
 
 def encode_read_reply(function: int, data: bytes) -> bytes:
@@ -129,10 +118,12 @@ def decode_read_reply(pdu: bytes, count: int) -> bytes:
     return pdu[2:]
 
 
-# ---- FC 6 and 16 -----------------------------------------------------------------------------------------------------
+# ---- FC 5, 6, 15, 16 (6.5, 6.6, 6.11, 6.12) --------------------------------------------------------------------------
 
 
 def encode_write_one(address: int, value: int) -> bytes:
+    if not (0 <= address <= 0xFFFF and 0 <= value <= 0xFFFF):
+        raise ValueError(f"write: address and value 0 to 65535 expected, got {address} and {value}")
     return struct.pack(">BHH", Function.WRITE_ONE, address, value)
 
 
@@ -144,9 +135,9 @@ def encode_write_many(address: int, data: bytes) -> bytes:
 
 def decode_write(pdu: bytes) -> tuple[int, bytes]:
     """(address, register bytes) of a request with FC 6 or 16. Raises FrameError."""
-    if pdu[0] == Function.WRITE_ONE and len(pdu) == 5:
+    if pdu[:1] == b"\x06" and len(pdu) == 5:
         return int.from_bytes(pdu[1:3], "big"), pdu[3:]
-    if pdu[0] == Function.WRITE_MANY and len(pdu) >= 8:
+    if pdu[:1] == b"\x10" and len(pdu) >= 8:
         _, address, count, size = struct.unpack_from(">BHHB", pdu)
         if size == 2 * count == len(pdu) - 6 and count <= WRITE_WORDS_MAX:
             return address, pdu[6:]
@@ -154,7 +145,7 @@ def decode_write(pdu: bytes) -> tuple[int, bytes]:
 
 
 def encode_write_reply(pdu: bytes) -> bytes:
-    """The answer to the request ``pdu``: its first five bytes, with FC 6 that is all of it."""
+    """The answer to the request ``pdu``: its first five bytes, with FC 5 and 6 that is all of it."""
     return pdu[:5]
 
 
@@ -163,6 +154,43 @@ def check_write_reply(request: bytes, pdu: bytes) -> None:
     check_accepted(pdu)
     if pdu != request[:5]:
         raise FrameError(f"write reply: {request[:5].hex(' ')} expected", raw=pdu)
+
+
+def encode_write_coil(address: int, on: bool) -> bytes:
+    return struct.pack(">BHH", Function.WRITE_COIL, address, _COIL_ON if on else 0)
+
+
+def encode_write_coils(address: int, bits: Sequence[bool]) -> bytes:
+    if not 1 <= len(bits) <= WRITE_BITS_MAX:
+        raise ValueError(f"write: 1 to {WRITE_BITS_MAX} coils expected, got {len(bits)}")
+    data = _pack_bits(bits)
+    return struct.pack(">BHHB", Function.WRITE_COILS, address, len(bits), len(data)) + data
+
+
+def decode_write_coils(pdu: bytes) -> tuple[int, tuple[bool, ...]]:
+    """(address, states) of a request with FC 5 or 15. Raises FrameError."""
+    if pdu[:1] == b"\x05" and len(pdu) == 5:
+        _, address, state = struct.unpack(">BHH", pdu)
+        if state in (0, _COIL_ON):
+            return address, (state == _COIL_ON,)
+        raise FrameError("write coil: 0000H or FF00H expected", raw=pdu)
+    if pdu[:1] == b"\x0f" and len(pdu) >= 7:
+        _, address, count, size = struct.unpack_from(">BHHB", pdu)
+        if 1 <= count <= WRITE_BITS_MAX and size == -(-count // 8) == len(pdu) - 6:
+            return address, _unpack_bits(pdu[6:], count)
+    raise FrameError("write coils: length", raw=pdu)
+
+
+_COIL_ON = 0xFF00
+
+
+def _pack_bits(bits: Sequence[bool]) -> bytes:
+    """The first bit is the lowest of the first byte; zeros fill the last byte."""
+    return sum(1 << i for i, bit in enumerate(bits) if bit).to_bytes(-(-len(bits) // 8), "little")
+
+
+def _unpack_bits(data: bytes, count: int) -> tuple[bool, ...]:
+    return tuple(bool(data[i >> 3] >> (i & 7) & 1) for i in range(count))
 
 
 # ---- FC 20 -----------------------------------------------------------------------------------------------------------
@@ -226,36 +254,3 @@ def decode_read_file_reply(pdu: bytes, ranges: Sequence[FileRange]) -> list[byte
 
 def _reply_bytes(ranges: Sequence[FileRange]) -> int:
     return sum(2 + 2 * part.count for part in ranges)
-
-
-# ---- register values -------------------------------------------------------------------------------------------------
-
-# Struct letter and width of each type; on the wire every register is big-endian.
-TYPES: Final = {
-    "uint16": ("H", 1), "int16": ("h", 1),
-    "uint32": ("I", 2), "int32": ("i", 2), "float32": ("f", 2),
-    "uint64": ("Q", 4), "int64": ("q", 4), "float64": ("d", 4),
-}  # fmt: skip
-
-
-def encode_value(value: float | None, type: str, *, word_order: str = "big") -> bytes:
-    """Registers of one value. ``word_order`` "big": high word first. None is NaN, and for integers all bits set."""
-    letter, words = TYPES[type]
-    if value is None:
-        raw = b"\xff" * (2 * words) if letter not in "fd" else struct.pack(">" + letter, math.nan)
-    else:
-        raw = struct.pack(">" + letter, value if letter in "fd" else int(value))
-    return raw if word_order == "big" else _swap_words(raw)
-
-
-def decode_value(raw: bytes, type: str, *, word_order: str = "big") -> float | int | None:
-    """Inverse of ``encode_value``; NaN and infinity are null. Integers keep all bits: null is their table's matter."""
-    letter, words = TYPES[type]
-    if len(raw) != 2 * words:
-        raise ValueError(f"{type}: {2 * words} bytes expected, got {len(raw)}")
-    value: float | int = struct.unpack(">" + letter, raw if word_order == "big" else _swap_words(raw))[0]
-    return value if math.isfinite(value) else None
-
-
-def _swap_words(raw: bytes) -> bytes:
-    return b"".join(raw[start : start + 2] for start in range(len(raw) - 2, -1, -2))

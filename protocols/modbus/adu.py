@@ -1,0 +1,251 @@
+"""How PDUs travel: MBAP on TCP, RTU and ASCII on serial lines, RTU through TCP gateways; for client and server.
+
+Sources: MODBUS Messaging on TCP/IP V1.0b §3.1.3; MODBUS over Serial Line V1.02 §2.2 (addresses), §2.5.1 (RTU), §2.5.2
+(ASCII). An RTU gateway on TCP carries the same bytes as its line, so ``RtuDecoder`` reads both.
+"""
+
+import re
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from protocols.framing import INCOMPLETE, Attempt, Garbage, Incomplete, Match, StreamDecoder
+from protocols.modbus.length import NOT_YET, reply_bytes, request_bytes
+from protocols.modbus.pdu import EXCEPTION, PDU_BYTES_MAX, Function
+
+BROADCAST: Final = 0
+UNIT_MAX: Final = 247  # 248 to 255 are reserved on serial lines
+RTU_BYTES_MAX: Final = 256
+ASCII_CHARS_MAX: Final = 513
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """``unit``: the meter, 1 to 247 (0 is broadcast).
+
+    ``transaction``: 16 bits that the answer repeats; 0 on serial lines, which have none.
+    """
+
+    transaction: int
+    unit: int
+    pdu: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Echo(Garbage):
+    """One's own request, which the adapter heard while it sent."""
+
+
+def _check_pdu(frame: Frame) -> None:
+    if not 1 <= len(frame.pdu) <= PDU_BYTES_MAX:
+        raise ValueError(f"pdu: {len(frame.pdu)} bytes, 1 to {PDU_BYTES_MAX} allowed")
+
+
+def is_answer(request: Frame, frame: Frame) -> bool:
+    """Whether ``frame`` answers ``request``: transaction, unit and function agree."""
+    return (
+        frame.transaction == request.transaction
+        and frame.unit == request.unit
+        and frame.pdu[0] & 0x7F == request.pdu[0]
+    )
+
+
+def is_serial_answer(request: Frame, frame: Frame) -> bool:
+    """Like ``is_answer``, and all else that ``request`` fixes of its reply agrees too.
+
+    A serial line numbers no requests, so a late reply looks like the awaited one: the count of a read and the echo of
+    a write are all there is to tell them apart. Two reads of equal count on one meter remain alike; after a timeout
+    only a pause on the line helps.
+    """
+    if not is_answer(request, frame):
+        return False
+    asked, got = request.pdu, frame.pdu
+    if got[0] & EXCEPTION:
+        return len(got) == 2
+    if len(asked) < 5:
+        return len(asked) < 3 or asked[0] != Function.ENCAPSULATED or got[1:3] == asked[1:3]
+    if asked[0] <= Function.READ_INPUT:
+        count = int.from_bytes(asked[3:5], "big")
+        size = -(-count // 8) if asked[0] <= Function.READ_DISCRETE else 2 * count
+        return len(got) == 2 + size and got[1] == size
+    if asked[0] == Function.READ_FILE:
+        size = sum(2 + 2 * int.from_bytes(asked[at : at + 2], "big") for at in range(7, len(asked), 7))
+        return len(got) == 2 + size and got[1] == size
+    if asked[0] in (Function.WRITE_COIL, Function.WRITE_ONE, Function.WRITE_COILS, Function.WRITE_MANY):
+        return got == asked[:5]
+    return True
+
+
+# ---- TCP -------------------------------------------------------------------------------------------------------------
+
+_MBAP = struct.Struct(">HHHB")
+
+
+def encode(frame: Frame) -> bytes:
+    """The frame with its MBAP header, for TCP."""
+    _check_pdu(frame)
+    return _MBAP.pack(frame.transaction, 0, len(frame.pdu) + 1, frame.unit) + frame.pdu
+
+
+class TcpDecoder(StreamDecoder[Frame]):
+    """Frames of a TCP stream, either direction. What is not MBAP (gateways send banners) is garbage."""
+
+    def _attempt(self, buffer: bytearray, start: int) -> Attempt[Frame]:
+        if len(buffer) - start < _MBAP.size:
+            return INCOMPLETE
+        transaction, protocol, length, unit = _MBAP.unpack_from(buffer, start)
+        if protocol or not 2 <= length <= PDU_BYTES_MAX + 1:
+            return None
+        end = start + 6 + length
+        if len(buffer) < end:
+            return INCOMPLETE
+        return Match(Frame(transaction, unit, bytes(buffer[start + _MBAP.size : end])), end)
+
+
+# ---- serial lines ----------------------------------------------------------------------------------------------------
+
+
+class SerialDecoder(StreamDecoder[Frame]):
+    """What RTU and ASCII share: telling the client's own request, heard back, from the meter's reply.
+
+    A client says what it sent (``sent``). The same bytes coming first are an echo, if a reply cannot look like that.
+    The reply to FC 5 and 6 does: there they are an echo unless an earlier request has shown that the line has none
+    (``echoes`` False), since a write that is wrongly confirmed is worse than one that is asked again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.echoes: bool | None = None
+        self._sent = b""
+
+    def sent(self, raw: bytes) -> None:
+        """``raw`` goes out now."""
+        self._sent = raw
+
+    def _attempt(self, buffer: bytearray, start: int) -> Attempt[Frame]:
+        if self._sent:
+            have = bytes(buffer[start : start + len(self._sent)])
+            if have == self._sent:
+                if self.echoes is not False or not self._is_mirrored():
+                    self.echoes = self.echoes or None if self._is_mirrored() else True
+                    self._sent = b""
+                    return Match(Echo(have), start + len(have))
+            elif self._sent.startswith(have):
+                return INCOMPLETE
+        attempt = self._attempt_frame(buffer, start)
+        if self._sent and isinstance(attempt, Match):
+            if not self._is_mirrored():
+                self.echoes = False
+            self._sent = b""
+        return attempt
+
+    def _is_mirrored(self) -> bool:
+        """Whether the reply to what was sent may be the same bytes."""
+        raise NotImplementedError
+
+    def _attempt_frame(self, buffer: bytearray, start: int) -> Attempt[Frame]:
+        raise NotImplementedError
+
+
+_MIRRORED = (Function.WRITE_COIL, Function.WRITE_ONE)
+
+# V1.02 §6.2.2: polynomial A001H (reflected 8005H), start value FFFFH, low byte first on the wire.
+_CRC = [0] * 256
+for _byte in range(256):
+    _crc = _byte
+    for _ in range(8):
+        _crc = _crc >> 1 ^ (0xA001 if _crc & 1 else 0)
+    _CRC[_byte] = _crc
+
+
+def crc16(data: bytes | bytearray) -> int:
+    crc, table = 0xFFFF, _CRC
+    for byte in data:
+        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
+    return crc
+
+
+def encode_rtu(frame: Frame) -> bytes:
+    _check_pdu(frame)
+    body = bytes((frame.unit,)) + frame.pdu
+    return body + crc16(body).to_bytes(2, "little")
+
+
+class RtuDecoder(SerialDecoder):
+    """RTU frames. USB adapters and gateways buffer, so silence cannot delimit them: the function code gives the length.
+
+    A client sets ``replies_only``. Without it every candidate is tried as a request and as a reply, the shorter first:
+    for meters, which also hear the replies of others, and for listening. By then one reply in 65,536 is taken for a
+    request, when its first bytes happen to carry a right CRC; a client must not miss a value for that.
+
+    Functions outside V1.1b3 have no known length, so their frames are garbage.
+    """
+
+    def __init__(self, *, replies_only: bool = False) -> None:
+        super().__init__()
+        self._lengths = (reply_bytes,) if replies_only else (request_bytes, reply_bytes)
+
+    def _is_mirrored(self) -> bool:
+        return len(self._sent) > 1 and self._sent[1] in _MIRRORED
+
+    def _attempt_frame(self, buffer: bytearray, start: int) -> Attempt[Frame]:
+        if buffer[start] > UNIT_MAX:
+            return None
+        have = len(buffer) - start
+        if have < 2:
+            return INCOMPLETE
+        head = bytes(buffer[start + 1 : start + 1 + PDU_BYTES_MAX])
+        if buffer[start] == BROADCAST and not _may_be_broadcast(head[0]):
+            return None
+        ends: list[int] = []
+        verdict: Incomplete | None = None
+        for length in self._lengths:
+            size = length(head)
+            if size == NOT_YET:
+                verdict = INCOMPLETE
+            elif 0 < size <= PDU_BYTES_MAX:
+                ends.append(start + 1 + size + 2)
+        for end in sorted(ends):
+            if end > len(buffer):
+                return INCOMPLETE
+            if crc16(buffer[start : end - 2]) == buffer[end - 2] | buffer[end - 1] << 8:
+                return Match(Frame(0, buffer[start], bytes(buffer[start + 1 : end - 2])), end)
+        return verdict
+
+
+def _may_be_broadcast(function: int) -> bool:
+    """Reading all at once would make them talk at once, and nobody answers a broadcast (V1.02 §2.1)."""
+    return not function & EXCEPTION and function not in (1, 2, 3, 4, 7, 0x0B, 0x0C, 0x11, 0x14, 0x17, 0x18, 0x2B)
+
+
+_HEX = re.compile(rb"[0-9A-Fa-f]*")
+
+
+def encode_ascii(frame: Frame) -> bytes:
+    _check_pdu(frame)
+    body = bytes((frame.unit,)) + frame.pdu
+    return b":" + (body + bytes((-sum(body) & 0xFF,))).hex().upper().encode() + b"\r\n"
+
+
+class AsciiDecoder(SerialDecoder):
+    """ASCII frames, either direction: a colon, hexadecimal digits with the LRC at the end, CR LF."""
+
+    def _next_start(self, buffer: bytearray, start: int) -> int:
+        found = buffer.find(b":", start)
+        return len(buffer) if found < 0 else found
+
+    def _is_mirrored(self) -> bool:
+        return self._sent[3:5] in (b"05", b"06")
+
+    def _attempt_frame(self, buffer: bytearray, start: int) -> Attempt[Frame]:
+        run = _HEX.match(buffer, start + 1, start + ASCII_CHARS_MAX - 1)
+        assert run is not None
+        end = run.end()
+        if buffer[end : end + 2] != b"\r\n":
+            return INCOMPLETE if b"\r\n".startswith(buffer[end : end + 2]) and end - start < 512 else None
+        if (end - start - 1) % 2 or end - start - 1 < 6:
+            return None
+        body = bytes.fromhex(buffer[start + 1 : end].decode())
+        if sum(body) & 0xFF:
+            return None
+        return Match(Frame(0, body[0], body[1:-1]), end + 2)
