@@ -247,7 +247,7 @@ async def test_645_meters_tell_their_values(built: Site, world: World) -> None:
         volts = dlt645.decode_item(0x0201FF00, await read(0x0201FF00))
         assert sum(volt or 0 for volt in volts) / 30 == pytest.approx(power.volts, abs=0.1)
         assert dlt645.decode_clock(await read(dlt645.DATE), await read(dlt645.TIME), ZONE) == field.clock.now()
-        with pytest.raises(MeterError, match="no_such_data"):
+        with pytest.raises(MeterError, match="no_requested_data"):
             await read(0x00010001)
         address = dlt645.Frame(meter.serial, dlt645.Function.READ_ADDRESS)
         answer = await ask(field, row, address)
