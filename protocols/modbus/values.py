@@ -94,11 +94,10 @@ def sentinel(type: str, kind: Literal["all-ones", "highest", "lowest"]) -> int:
         raise ValueError(f"{type}: floats say it with NaN")
     bits = 16 * words
     if kind == "all-ones":
-        return 2**bits - 1 if letter.isupper() else -1
-    signed = 1 if letter.islower() else 0
-    if kind == "highest":
-        return 2 ** (bits - signed) - 1
-    return -(2 ** (bits - 1)) * signed
+        return (1 << bits) - 1 if letter.isupper() else -1
+    if letter.isupper():
+        return (1 << bits) - 1 if kind == "highest" else 0
+    return (1 << (bits - 1)) - 1 if kind == "highest" else -(1 << (bits - 1))
 
 
 def decode_scale(raw: bytes) -> int | None:
