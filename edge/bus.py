@@ -11,6 +11,7 @@ from edge.model import Line, Meter, PollFailure, Priority, Reason
 from protocols.clock import Clock
 from protocols.framing import FrameError, MeterError
 from protocols.quantities import Quality
+from protocols.templates import ModbusFamily
 from protocols.uplink import Row
 
 T = TypeVar("T")
@@ -30,6 +31,8 @@ class Bus:
 
     async def read_energy(self, meter: Meter, mark: datetime) -> Row | PollFailure:
         """The registers at exactly ``mark``, from the meter's load profile, so it may be read late."""
+        if isinstance(meter.template, ModbusFamily):
+            return PollFailure(Reason.ABSENT, f"{meter.template.name} has no load profile: its registers have no mark")
         marks = await self._try(self._dialect.read_marks(meter, mark, 1, Priority.LIVE))
         if isinstance(marks, PollFailure):
             return marks
@@ -40,6 +43,8 @@ class Bus:
 
     async def read_profile(self, meter: Meter, first: datetime, count: int) -> list[Row] | PollFailure:
         """The marks the meter has of ``count`` from ``first`` on, in order; an empty list when it has none."""
+        if isinstance(meter.template, ModbusFamily):
+            return []
         marks = await self._try(self._dialect.read_marks(meter, first, count, Priority.BACKFILL))
         if isinstance(marks, PollFailure):
             return marks
@@ -58,6 +63,8 @@ class Bus:
 
     async def set_relay(self, meter: Meter, *, closed: bool, expires_at: datetime) -> PollFailure | None:
         """Open or close the relay; sent once, never past ``expires_at``. After SILENT the relay may have moved."""
+        if isinstance(meter.template, ModbusFamily):
+            return PollFailure(Reason.REFUSED, f"{meter.template.name} has no relay in its table")
         if not self._may_order:
             return PollFailure(Reason.REFUSED, "no DL/T 645 password: set GRIDLOOM_645_PASSWORD on the gateway")
         if self._clock.now() >= expires_at:

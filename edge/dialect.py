@@ -12,10 +12,18 @@ from typing import Protocol
 
 from edge.client import DLT645, MODBUS_TCP, Client
 from edge.model import Line, Meter, Priority
+from edge.plan import Plan, decode, plan
 from protocols import dlt645, modbus
 from protocols.framing import MeterError
 from protocols.quantities import ENERGY_NAMES, POWER_NAMES
-from protocols.templates import MARK_WORDS, Dlt645Template, ModbusProfile, ModbusRegister, ModbusTemplate
+from protocols.templates import (
+    MARK_WORDS,
+    Dlt645Template,
+    ModbusFamily,
+    ModbusProfile,
+    ModbusRegister,
+    ModbusTemplate,
+)
 
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
 _MARK = struct.Struct(">5I")  # one mark of a Modbus load profile: its time, then the registers in ENERGY_NAMES' order
@@ -34,10 +42,13 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Instantaneous values; ``meter_at`` is the meter's clock, read last, so it dates the moment of the return."""
+    """Instantaneous values; ``meter_at`` is the meter's clock, read last, so it dates the moment of the return.
+
+    None where the table knows no clock.
+    """
 
     values: Values
-    meter_at: datetime
+    meter_at: datetime | None
 
 
 class Dialect(Protocol):
@@ -152,6 +163,8 @@ class ModbusDialect:
         return marks
 
     async def read_power(self, meter: Meter, priority: Priority) -> Snapshot:
+        if isinstance(meter.template, ModbusFamily):
+            return await self._read_family(meter, meter.template, priority)
         template = _modbus(meter)
         block = _block(template)
         pdu = await self._ask(meter, modbus.encode_read(template.function, block.start, len(block)), priority)
@@ -164,6 +177,16 @@ class ModbusDialect:
         start = 2 * (template.clock.address - block.start)
         seconds = modbus.decode_value(data[start : start + 4], template.clock.type, word_order=template.word_order)
         return Snapshot(values, _UNIX + timedelta(seconds=int(seconds or 0)))
+
+    async def _read_family(self, meter: Meter, family: ModbusFamily, priority: Priority) -> Snapshot:
+        made = _power_plan(family)
+        answers: list[bytes] = []
+        for request in made.requests:
+            pdu = modbus.encode_read(request.function, request.address, request.count)
+            answers.append(modbus.decode_read_reply(await self._ask(meter, pdu, priority), request.count))
+        decoded = decode(family, made, answers)
+        values = {name: value for name, value in decoded.items() if name in POWER_NAMES and not isinstance(value, str)}
+        return Snapshot(values, None)
 
     async def set_relay(self, meter: Meter, *, closed: bool, expires_at: datetime, priority: Priority) -> None:
         seconds = (expires_at - _UNIX) // timedelta(seconds=1)
@@ -198,6 +221,11 @@ def _modbus(meter: Meter) -> ModbusTemplate:
 def _pieces(count: int, size_max: int) -> Iterator[tuple[int, int]]:
     """(offset, size) of the requests that ``count`` marks need."""
     return ((offset, min(size_max, count - offset)) for offset in range(0, count, size_max))
+
+
+@cache
+def _power_plan(family: ModbusFamily) -> Plan:
+    return plan(family, frozenset(it.quantity for it in family.register if it.quantity in POWER_NAMES))
 
 
 @cache

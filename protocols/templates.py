@@ -1,13 +1,16 @@
 """Meters are tables: which register of a family holds which quantity, as TOML in ``protocols/meters``.
 
-A new meter is a new table. ``load`` checks one whole; what it returns needs no further checks.
+A new meter is a new table, here or in a folder that the caller passes in. ``load`` checks one whole; what it returns
+needs no further checks. docs/templates.md says how to write one.
 """
 
+import math
 import tomllib
 from datetime import date
 from functools import cache
 from importlib.resources import files
-from typing import Annotated, Final, Literal, TypeAlias
+from importlib.resources.abc import Traversable
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -19,19 +22,29 @@ _FOLDER: Final = files("protocols") / "meters"
 
 Positive: TypeAlias = Annotated[int, Meta(gt=0)]
 Word: TypeAlias = Annotated[int, Meta(ge=0, le=0xFFFF)]
+Order: TypeAlias = Literal["big", "little"]
+Side: TypeAlias = Literal["primary", "secondary"]
+
+# Registers each type takes; None: as many as the table's `words` says.
+WORDS: Final[dict[str, int | None]] = {**{name: words for name, (_, words) in modbus.TYPES.items()}, "ascii": None}
+_SIGNIFICAND_BITS: Final = {"float32": 24, "float64": 53}
 
 
 class TemplateError(ValueError):
-    """A table is not a template; the text says what and where."""
+    """A table is not a template; the text says what and where, one problem a line."""
 
 
 class Dlt645Register(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``member`` of the block ``di``; one step of its last decimal is ``scale`` of the quantity's unit."""
+    """``member`` of the block ``di``; one step of its last decimal is ``scale`` of the quantity's unit.
+
+    ``verified``: see docs/templates.md.
+    """
 
     quantity: str
     di: int
     scale: float
     member: Annotated[int, Meta(ge=0)] = 0
+    verified: bool = False
 
 
 class Dlt645Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,20 +55,87 @@ class Dlt645Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Dlt645Template(msgspec.Struct, tag="dlt645-2007", tag_field="protocol", frozen=True, forbid_unknown_fields=True):
+    """``counter_modulus``: the steps at which an energy register returns to 0."""
+
     name: str
     source: str
     register: tuple[Dlt645Register, ...]
     profile: Dlt645Profile
+    maker: str = "any"
+    models: tuple[str, ...] = ()
+    phases: Literal[1, 3] = 3
+    side: Side | None = None
+    counter_modulus: Positive | None = None
+    notes: tuple[str, ...] = ()
 
 
-class ModbusRegister(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A value times ``scale`` is in the quantity's unit; an integer equal to ``null`` is none, as is NaN."""
+class ModbusValue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A value on the wire. Times ``scale`` it is in its unit; an integer equal to ``null`` is none, as is NaN.
 
-    quantity: str
+    What is left out is the template's: function, word order, side, source, verified. ``words``: of "ascii" only.
+    ``scale_register``: the extra (int16) that holds a power of ten, which multiplies on top of ``scale``.
+    ``counter_modulus``: steps at which a counter returns to 0; without it that is not documented (``width_bits``).
+    ``resolution``: the meter's own step where it is coarser than the type's, in the unit.
+    """
+
     address: Word
     type: str
     scale: float = 1.0
     null: int | None = None
+    words: Annotated[int, Meta(gt=0, le=modbus.READ_WORDS_MAX)] | None = None
+    function: Literal[3, 4] | None = None
+    word_order: Order | None = None
+    byte_order: Order | None = None
+    side: Side | None = None
+    source: str | None = None
+    verified: bool | None = None
+    scale_register: str | None = None
+    counter_modulus: Positive | None = None
+    resolution: Annotated[float, Meta(gt=0)] | None = None
+    note: str | None = None
+
+    @property
+    def count(self) -> int:
+        """Registers it takes."""
+        return WORDS[self.type] or self.words or 1
+
+    @property
+    def width_bits(self) -> int:
+        """Bits that count: a counter of an integer type cannot pass 2 ** width_bits steps."""
+        return _SIGNIFICAND_BITS.get(self.type, 16 * self.count)
+
+    def step(self, value: float) -> float:
+        """The smallest change that can be seen at ``value``, both in the unit.
+
+        A float32 has 24 significant bits: 16,384 kWh in kWh steps by 2**-9 kWh, that is 2 Wh.
+        """
+        own = self.resolution or 0.0
+        if self.type not in _SIGNIFICAND_BITS:
+            return max(own, abs(self.scale))
+        raw = abs(value / self.scale)
+        exponent = math.frexp(raw)[1] if raw else -125
+        return max(own, abs(self.scale) * math.ldexp(1.0, exponent - self.width_bits))
+
+
+class ModbusRegister(ModbusValue, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One of our quantities; its unit is the quantity's."""
+
+    quantity: str
+
+    @property
+    def key(self) -> str:
+        return self.quantity
+
+
+class ModbusExtra(ModbusValue, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Something else worth reading, under a name of its own."""
+
+    name: str
+    unit: str = ""
+
+    @property
+    def key(self) -> str:
+        return self.name
 
 
 class ModbusClock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,54 +165,180 @@ class ModbusProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModbusTemplate(msgspec.Struct, tag="modbus-tcp", tag_field="protocol", frozen=True, forbid_unknown_fields=True):
+    """The demo's meter: registers, and a load profile, a clock and a relay as Gridloom defines them."""
+
     name: str
     source: str
     function: Literal[3, 4]
-    word_order: Literal["big", "little"]
+    word_order: Order
     register: tuple[ModbusRegister, ...]
     clock: ModbusClock
     relay: ModbusRelay
     profile: ModbusProfile
 
 
-Template: TypeAlias = Dlt645Template | ModbusTemplate
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one read request may ask for.
+
+    ``gap_max``: the longest run of registers the table does not list that may be read along.
+    ``forbidden``: [first, last] address of what must never be read. ``verified``: ``source`` documents them.
+    """
+
+    words_max: Annotated[int, Meta(gt=0, le=modbus.READ_WORDS_MAX)] = modbus.READ_WORDS_MAX
+    gap_max: Annotated[int, Meta(ge=0, lt=modbus.READ_WORDS_MAX)] = 0
+    forbidden: tuple[tuple[Word, Word], ...] = ()
+    source: str = ""
+    verified: bool = False
+
+
+class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A register by its quantity or name, and where its value lies, in its unit, when a scan meets this family."""
+
+    register: str
+    min: float
+    max: float
+
+
+class ModbusFamily(msgspec.Struct, tag="modbus", tag_field="protocol", frozen=True, forbid_unknown_fields=True):
+    """A maker's meter over any Modbus framing: registers only, so its energy is what it counts now."""
+
+    name: str
+    maker: str
+    models: tuple[str, ...]
+    phases: Literal[1, 3]
+    source: str
+    function: Literal[3, 4]
+    word_order: Order
+    limits: Limits
+    probe: tuple[Probe, ...]
+    register: tuple[ModbusRegister, ...]
+    extra: tuple[ModbusExtra, ...] = ()
+    byte_order: Order = "big"
+    side: Side | None = None
+    verified: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> tuple[ModbusRegister | ModbusExtra, ...]:
+        return (*self.register, *self.extra)
+
+    def function_of(self, value: ModbusValue) -> int:
+        return value.function or self.function
+
+    def is_verified(self, value: ModbusValue) -> bool:
+        return self.verified if value.verified is None else value.verified
+
+    def decode(self, value: ModbusValue, raw: bytes) -> float | int | str | None:
+        """A value in its unit, without its scale register; energy is whole Wh. ``raw``: its (2 × count,) bytes.
+
+        Raises FrameError for BCD with a digit above 9 and for text that is none.
+        """
+        byte_order = value.byte_order or self.byte_order
+        if value.type == "ascii":
+            return modbus.decode_text(raw, byte_order=byte_order)
+        order = value.word_order or self.word_order
+        steps = modbus.decode_value(raw, value.type, word_order=order, byte_order=byte_order, null=value.null)
+        if steps is None:
+            return None
+        if isinstance(steps, int) and value.scale.is_integer():
+            return steps * int(value.scale)  # exact, also past 2**53
+        scaled = steps * value.scale
+        if isinstance(value, ModbusRegister) and QUANTITIES[value.quantity].kind is Kind.ENERGY:
+            return round(scaled)
+        return scaled
+
+
+Template: TypeAlias = Dlt645Template | ModbusTemplate | ModbusFamily
 
 # One mark in a Modbus load profile: uint32 time and four uint32 energy registers.
 MARK_WORDS: Final = 10
 
+_PROTOCOLS: Final[dict[type, str]] = {Dlt645Template: "dlt645-2007", ModbusTemplate: "modbus-tcp"}
+_PARTS: Final[dict[str, dict[str, Any]]] = {
+    "dlt645-2007": {"register": Dlt645Register},
+    "modbus-tcp": {"register": ModbusRegister},
+    "modbus": {"register": ModbusRegister, "extra": ModbusExtra, "probe": Probe},
+}
+
 
 def protocol(template: Template) -> str:
-    return "dlt645-2007" if isinstance(template, Dlt645Template) else "modbus-tcp"
+    """As the table says it; a line speaks ``modbus-tcp``, on which a table for ``modbus`` works as well."""
+    return _PROTOCOLS.get(type(template), "modbus")
 
 
-def names() -> list[str]:
-    return sorted(entry.name.removesuffix(".toml") for entry in _FOLDER.iterdir() if entry.name.endswith(".toml"))
+def names(folder: Traversable | None = None) -> list[str]:
+    """The known templates, with those of the user's ``folder``. Raises TemplateError where that cannot be listed."""
+    try:
+        entries = [*_FOLDER.iterdir(), *(folder.iterdir() if folder else ())]
+    except OSError as error:
+        raise TemplateError(f"{folder}: cannot be listed: {error.strerror}") from error
+    return sorted({entry.name.removesuffix(".toml") for entry in entries if entry.name.endswith(".toml")})
+
+
+def load(name: str, folder: Traversable | None = None) -> Template:
+    """The template ``name``; one in the user's ``folder`` goes first. Raises TemplateError, unknown or wrong."""
+    if name not in names(folder):
+        raise TemplateError(f'template "{name}": one of {", ".join(names(folder))} expected')
+    if folder is not None and (folder / f"{name}.toml").is_file():
+        return _read(name, folder)
+    return _load(name)
 
 
 @cache
-def load(name: str) -> Template:
-    """The template ``name``. Raises TemplateError for an unknown or a wrong one."""
-    if name not in names():
-        raise TemplateError(f'template "{name}": one of {", ".join(names())} expected')
-    template = parse((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"), where=f"{name}.toml")
+def _load(name: str) -> Template:
+    return _read(name, _FOLDER)
+
+
+def _read(name: str, folder: Traversable) -> Template:
+    try:
+        text = (folder / f"{name}.toml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TemplateError(f"{name}.toml: cannot be read: {error}") from error
+    template = parse(text, where=f"{name}.toml")
     if template.name != name:
         raise TemplateError(f'{name}.toml: name: "{name}" expected, got "{template.name}"')
     return template
 
 
 def parse(text: str, *, where: str) -> Template:
-    """The template in a TOML text. Raises TemplateError that begins with ``where``."""
+    """The template in a TOML text. Raises TemplateError with all problems, each line beginning with ``where``."""
     try:
-        template: Template = msgspec.convert(tomllib.loads(text), Template, strict=True)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise TemplateError(f"{where}: {error}") from error
-    problems = _problems(template)
+    problems = _misfits(document)
+    if not problems:
+        problems = check(msgspec.convert(document, Template, strict=True))
     if problems:
         raise TemplateError("\n".join(f"{where}: {problem}" for problem in problems))
+    template: Template = msgspec.convert(document, Template, strict=True)
     return template
 
 
-def _problems(template: Template) -> list[str]:
+def _misfits(document: dict[str, Any]) -> list[str]:
+    """What does not fit the types: msgspec stops at the first, so each table of an array is tried by itself."""
+    problems: list[str] = []
+    rest = dict(document)
+    tag = document.get("protocol")
+    parts = _PARTS.get(tag, {}) if isinstance(tag, str) else {}
+    for part, kind in parts.items():
+        tables = document.get(part)
+        if isinstance(tables, list):
+            rest[part] = []
+            for i, table in enumerate(tables):
+                try:
+                    msgspec.convert(table, kind, strict=True)
+                except msgspec.ValidationError as error:
+                    what, _, path = str(error).partition(" - at `$")
+                    problems.append(f"{part}[{i}]{path.rstrip('`')}: {what}")
+    try:
+        msgspec.convert(rest, Template, strict=True)
+    except msgspec.ValidationError as error:
+        problems.insert(0, str(error))
+    return problems
+
+
+def check(template: Template) -> list[str]:
     """What types cannot say: known names, members inside their block, whole numbers where money is counted."""
     problems: list[str] = []
     seen: set[str] = set()
@@ -148,10 +354,67 @@ def _problems(template: Template) -> list[str]:
             problems.append(f'{at}.quantity: "{register.quantity}" is there twice')
         seen.add(register.quantity)
         if isinstance(register, ModbusRegister):
-            if register.type not in modbus.TYPES:
-                problems.append(f'{at}.type: one of {", ".join(modbus.TYPES)} expected, got "{register.type}"')
+            problems += _value_problems(at, register)
         elif register.di not in dlt645.ITEMS:
             problems.append(f"{at}.di: {register.di:08X} is not a known data identifier")
         elif register.member >= dlt645.ITEMS[register.di].count:
             problems.append(f"{at}.member: {register.di:08X} has {dlt645.ITEMS[register.di].count} members")
+    if isinstance(template, ModbusFamily):
+        problems += _family_problems(template)
+    return problems
+
+
+def _value_problems(at: str, value: ModbusValue) -> list[str]:
+    problems: list[str] = []
+    if value.type not in WORDS:
+        return [f'{at}.type: one of {", ".join(WORDS)} expected, got "{value.type}"']
+    if not math.isfinite(value.scale) or value.scale == 0:
+        problems.append(f"{at}.scale: a finite number other than 0 expected, got {value.scale}")
+    if (value.words is None) == (value.type == "ascii"):
+        problems.append(f'{at}.words: expected with type "ascii", and with no other')
+    if value.address + value.count > 0x1_0000:
+        problems.append(f"{at}.address: {value.address} and {value.count} registers pass 65535")
+    if value.type in _SIGNIFICAND_BITS or value.type == "ascii":
+        given = [key for key in ("null", "counter_modulus") if getattr(value, key) is not None]
+        problems += [f"{at}.{key}: only with an integer type, not {value.type}" for key in given]
+    elif value.counter_modulus is not None and value.counter_modulus > 2**value.width_bits:
+        problems.append(f"{at}.counter_modulus: {value.type} counts to 2**{value.width_bits} at most")
+    return problems
+
+
+def _family_problems(family: ModbusFamily) -> list[str]:
+    problems: list[str] = []
+    for i, extra in enumerate(family.extra):
+        problems += _value_problems(f"extra[{i}]", extra)
+        if extra.name in QUANTITIES:
+            problems.append(f'extra[{i}].name: "{extra.name}" is a quantity and belongs in [[register]]')
+        if extra.name in (before.name for before in family.extra[:i]):
+            problems.append(f'extra[{i}].name: "{extra.name}" is there twice')
+    for i, (first, last) in enumerate(family.limits.forbidden):
+        if first > last:
+            problems.append(f"limits.forbidden[{i}]: the first address comes after the last")
+    if family.limits.verified and not family.limits.source:
+        problems.append("limits.source: expected where they are verified")
+    keys = {value.key for value in family.values}
+    powers = {extra.name for extra in family.extra if extra.type == "int16"}
+    tables = [(f"register[{i}]", value) for i, value in enumerate(family.register)]
+    for at, value in [*tables, *((f"extra[{i}]", value) for i, value in enumerate(family.extra))]:
+        if value.type not in WORDS:
+            continue
+        if value.count > family.limits.words_max:
+            problems.append(f"{at}.address: {value.count} registers, but limits.words_max is {family.limits.words_max}")
+        for first, last in family.limits.forbidden:
+            if value.address <= last and first < value.address + value.count:
+                problems.append(f"{at}.address: {value.address} lies in the forbidden {first} to {last}")
+        if value.scale_register is not None and value.scale_register not in powers:
+            problems.append(f'{at}.scale_register: "{value.scale_register}" is not an [[extra]] of type int16')
+        if isinstance(value, ModbusRegister) and value.type == "ascii":
+            problems.append(f"{at}.type: a quantity is a number")
+    if not family.probe:
+        problems.append("probe: at least one [[probe]] expected")
+    for i, probe in enumerate(family.probe):
+        if probe.register not in keys:
+            problems.append(f'probe[{i}].register: "{probe.register}" is neither a register nor an extra')
+        if not probe.min <= probe.max:
+            problems.append(f"probe[{i}].min: {probe.min} is more than max")
     return problems

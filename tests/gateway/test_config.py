@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config import Problem, Site, load
+from protocols import templates
 
 GOOD = """\
 [gateway]
@@ -150,7 +151,7 @@ def test_every_problem_is_told_with_its_place(tmp_path: Path) -> None:
         'site.toml: meter[5].name: "m005" is meter[4] already',
         'site.toml: meter[5].address: "3 on b" is meter[4] already',
         'site.toml: meter[0].address: 1 to 247 expected, got "248"',
-        "site.toml: meter[4].template: one of dlt645-2007, gridloom-demo-modbus expected",
+        f"site.toml: meter[4].template: one of {', '.join(templates.names())} expected",
         'site.toml: meter[5].template: "dlt645-2007" speaks dlt645-2007, line "b" modbus-tcp',
         'site.toml: uplink.url: mqtt://host:port or mqtts://host:port expected, got "tcp://somewhere"',
     ]

@@ -4,7 +4,7 @@ import pytest
 
 from protocols import dlt645, modbus, templates
 from protocols.quantities import ENERGY_NAMES, POWER_NAMES
-from protocols.templates import Dlt645Template, ModbusTemplate, TemplateError
+from protocols.templates import Dlt645Template, ModbusFamily, ModbusTemplate, TemplateError
 
 
 @pytest.mark.parametrize("name", templates.names())
@@ -12,6 +12,12 @@ def test_every_template_loads_and_names_its_source(name: str) -> None:
     template = templates.load(name)
     assert template.name == name
     assert template.source
+
+
+@pytest.mark.parametrize("name", ["dlt645-2007", "dlt645-2007-three-phase", "gridloom-demo-modbus"])
+def test_a_meter_with_a_load_profile_has_every_quantity(name: str) -> None:
+    template = templates.load(name)
+    assert not isinstance(template, ModbusFamily)
     assert template.profile.interval_s == 900
     assert {register.quantity for register in template.register} == {*ENERGY_NAMES, *POWER_NAMES}
 
@@ -42,7 +48,7 @@ HEAD = 'name = "x"\nprotocol = "dlt645-2007"\nsource = "a test"\nprofile = {inte
         ('protocol = "morse"', "x.toml: Invalid value 'morse' - at `$.protocol`"),
         (HEAD + "colour = 1", "x.toml: Object contains unknown field `colour`"),
         (HEAD + '[[register]]\nquantity = "mood"\ndi = 0x00010000\nscale = 10', '"mood" is not a quantity'),
-        (HEAD + '[[register]]\nquantity = "frequency_hz"\ndi = 0x01\nscale = 1', "00000001 is not a known"),
+        (HEAD + '[[register]]\nquantity = "frequency_hz"\ndi = 0x02010000\nscale = 1', "02010000 is not a known"),
         (HEAD + '[[register]]\nquantity = "voltage_l1_v"\ndi = 0x0201FF00\nmember = 3\nscale = 1', "has 3 members"),
         (HEAD + '[[register]]\nquantity = "energy_import_wh"\ndi = 0x00010000\nscale = 0.5', "a whole number"),
     ],
@@ -54,5 +60,5 @@ def test_a_wrong_template_says_what_and_where(text: str, complaint: str) -> None
 
 
 def test_an_unknown_template_lists_the_known_ones() -> None:
-    with pytest.raises(TemplateError, match="one of dlt645-2007, gridloom-demo-modbus expected"):
+    with pytest.raises(TemplateError, match=r"one of abb-b23-a43, .*dlt645-2007, .*gridloom-demo-modbus, .* expected"):
         templates.load("none")
