@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NoReturn
@@ -15,7 +16,9 @@ import click
 
 from gateway.agent import Agent
 from gateway.config import Problem, Site, load
+from gateway.decode import as_document, as_text, read_line, split_arguments
 from gateway.queue import Queue, QueueError
+from gateway.templates import templates_command
 from protocols.clock import SystemClock
 
 logger = logging.getLogger(__name__)
@@ -31,11 +34,12 @@ SITE = click.argument("site", type=click.Path(exists=True, dir_okay=False, path_
 Copy and run:
   meterctl check site.toml
   meterctl run site.toml
+  meterctl decode 6861010000000068910833333433593333338A16
 """,
 )
 @click.version_option(package_name="gridloom")
 def meterctl() -> None:
-    """Meters in the field: check a site file, run its gateway.
+    """Meters in the field: check a site file, run its gateway, explain frames.
 
     Secrets come from the environment: GRIDLOOM_MQTT_PASSWORD, GRIDLOOM_645_PASSWORD.
     """
@@ -129,6 +133,39 @@ def _software() -> str:
         return f"gridloom {version('gridloom')}"
     except PackageNotFoundError:  # run from a checkout
         return "gridloom"
+
+
+@meterctl.command(
+    epilog="""\b
+Copy and run:
+  meterctl decode 6861010000000068910833333433593333338A16
+  meterctl decode 68 61 01 00 00 00 00 68 11 04 33 33 34 33 14 16
+  meterctl decode --json < frames.txt
+"""
+)
+@click.argument("frames", metavar="[HEX]...", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
+def decode(frames: tuple[str, ...], as_json: bool) -> None:
+    """Explain DL/T 645 frames given as HEX, or one per line on standard input. Talks to nobody.
+
+    Passwords in a frame are shown. Exit 1 when one of the frames is not valid.
+    """
+    typed = (raw.decode(errors="replace") for raw in sys.stdin.buffer)
+    lines: Iterable[str] = split_arguments(frames) if frames else typed
+    all_valid = True
+    for text in lines:
+        if not text.strip():
+            continue
+        line = read_line(text)
+        all_valid &= line.frame is not None
+        if as_json:
+            click.echo(json.dumps(as_document(line), ensure_ascii=False))
+        else:
+            click.echo("\n".join(as_text(line)))
+    sys.exit(0 if all_valid else 1)
+
+
+meterctl.add_command(templates_command)
 
 
 def _print(problems: list[Problem]) -> None:

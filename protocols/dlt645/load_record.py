@@ -40,6 +40,7 @@ class LoadClass:
         return sum(size for size, _, _ in self.fields)
 
 
+_PARTS: Final = ("total", "l1", "l2", "l3")
 _U, _I, _F = (2, 1, False), (3, 3, True), (2, 2, False)
 _P, _PF, _E, _E_SIGNED = (3, 4, True), (2, 3, True), (4, 2, False), (4, 2, True)
 CLASSES: Final = (
@@ -56,7 +57,7 @@ CLASSES: Final = (
         (_U, _U, _U, _I, _I, _I, _F),
     ),
     LoadClass(
-        tuple(f"{kind}_{part}" for kind in ("active_kw", "reactive_kvar") for part in ("total", "l1", "l2", "l3")),
+        tuple(f"{kind}_{part}_{unit}" for kind, unit in (("active", "kw"), ("reactive", "kvar")) for part in _PARTS),
         (_P,) * 8,
     ),
     LoadClass(("power_factor", "power_factor_l1", "power_factor_l2", "power_factor_l3"), (_PF,) * 4),
