@@ -1,6 +1,7 @@
 """The site file of one gateway, checked whole before anything starts: all problems, not the first.
 
-Addresses and secrets may or must come from the environment: ``GRIDLOOM_MQTT_URL`` overrides the file;
+Addresses and secrets may or must come from the environment: ``GRIDLOOM_MQTT_URL`` and ``GRIDLOOM_TEMPLATES`` (a folder
+of meter templates) override the file;
 ``GRIDLOOM_MQTT_PASSWORD``, ``GRIDLOOM_645_PASSWORD`` and the TLS files are never in it.
 """
 
@@ -20,6 +21,7 @@ from protocols import templates
 
 URL_VARIABLE: Final = "GRIDLOOM_MQTT_URL"
 PASSWORD_VARIABLE: Final = "GRIDLOOM_MQTT_PASSWORD"  # noqa: S105  a name, not a secret
+TEMPLATES_VARIABLE: Final = "GRIDLOOM_TEMPLATES"
 DLT645_VARIABLE: Final = "GRIDLOOM_645_PASSWORD"
 TLS_VARIABLES: Final = {"ca": "GRIDLOOM_MQTT_CA", "certificate": "GRIDLOOM_MQTT_CERT", "key": "GRIDLOOM_MQTT_KEY"}
 
@@ -52,6 +54,10 @@ class BackfillSection(_Section):
 
 class QueueSection(_Section):
     bytes_max: int = Field(2_000_000_000, ge=4_000_000)  # ~30 days of 100 meters; a smaller disk may take less
+
+
+class TemplatesSection(_Section):
+    directory: str | None = None  # relative to the site file; its tables go before ours
 
 
 class LineSection(_Section):
@@ -126,7 +132,7 @@ class _Check:
         self._problems: list[Problem] = []
 
     def site(self) -> Site | list[Problem]:
-        known = ("gateway", "uplink", "poll", "backfill", "queue", "line", "meter")
+        known = ("gateway", "uplink", "poll", "backfill", "queue", "templates", "line", "meter")
         for name in self._document:
             if name not in known:
                 self._add(name, f"unknown section; known are {', '.join(known)}")
@@ -135,12 +141,13 @@ class _Check:
         poll = self._table("poll", PollSection)
         backfill = self._table("backfill", BackfillSection)
         queue = self._table("queue", QueueSection)
+        own = self._table("templates", TemplatesSection)
         lines = self._tables("line", LineSection)
         meters = self._tables("meter", MeterSection)
         self._unique("line", "name", ((i, line.name) for i, line in lines.items()))
         self._unique("meter", "name", ((i, meter.name) for i, meter in meters.items()))
         self._unique("meter", "address", ((i, f"{meter.address} on {meter.line}") for i, meter in meters.items()))
-        made = self._meters(lines, meters)
+        made = self._meters(lines, meters, self._folder(own.directory if own else None))
         broker = self._broker(gateway.name if gateway else "", uplink.url if uplink else None)
         dlt645_password = self._dlt645_password()
         if self._problems or not (gateway and broker and poll and backfill and queue):
@@ -198,7 +205,23 @@ class _Check:
                 self._add(f"{section}[{i}].{key}", f'"{value}" is {section}[{seen[value]}] already')
             seen.setdefault(value, i)
 
-    def _meters(self, lines: Mapping[int, LineSection], meters: Mapping[int, MeterSection]) -> dict[int, Meter]:
+    def _folder(self, directory: str | None) -> Path | None:
+        """Where the user's templates are; None where that is nowhere."""
+        override = self._environment.get(TEMPLATES_VARIABLE)
+        if not (override or directory):
+            return None
+        folder = Path(override) if override else self._path.parent / str(directory)
+        try:
+            templates.names(folder)
+        except templates.TemplateError:
+            file, where = ("", TEMPLATES_VARIABLE) if override else (self._path.name, "templates.directory")
+            self._problems.append(Problem(file, where, "a folder expected" + _got(override or directory)))
+            return None
+        return folder
+
+    def _meters(
+        self, lines: Mapping[int, LineSection], meters: Mapping[int, MeterSection], folder: Path | None
+    ) -> dict[int, Meter]:
         protocols = {line.name: line.protocol for line in lines.values()}
         lines_are_whole = len(lines) == len(self._document.get("line", []))
         made = {}
@@ -206,7 +229,7 @@ class _Check:
             where = f"meter[{i}]"
             template = None
             try:
-                template = templates.load(meter.template)
+                template = templates.load(meter.template, folder)
             except templates.TemplateError as error:
                 self._add(
                     f"{where}.template",
@@ -217,7 +240,9 @@ class _Check:
                 if lines_are_whole:  # otherwise the broken line is the problem, and it is told
                     self._add(f"{where}.line", f"one of {', '.join(protocols)} expected" + _got(meter.line))
                 continue
-            if template is not None and templates.protocol(template) != protocol:
+            # A maker's table is for any Modbus framing.
+            spoken = (protocol, "modbus") if protocol.startswith("modbus") else (protocol,)
+            if template is not None and templates.protocol(template) not in spoken:
                 what = f'"{meter.template}" speaks {templates.protocol(template)}, line "{meter.line}" {protocol}'
                 self._add(f"{where}.template", what)
             if problem := _address_problem(protocol, meter.address):
