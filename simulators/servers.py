@@ -253,7 +253,8 @@ def _order_relay(site: Field, row: int, request: dlt645.Frame) -> dlt645.Frame:
     order = dlt645.decode_relay(request, ZONE)
     if not site.password or not hmac.compare_digest(order.password, site.password):
         return dlt645.refuse(request, own, dlt645.Fault.PASSWORD_OR_UNAUTHORISED)
-    if not site.world.meters[row].controllable or order.expires_at <= site.meter_now(row):
+    moves = order.action in (RelayAction.TRIP, RelayAction.CLOSE_PERMITTED, RelayAction.CLOSE)
+    if not moves or not site.world.meters[row].controllable or order.expires_at <= site.meter_now(row):
         return dlt645.refuse(request, own, dlt645.Fault.OTHER)
     site.set_relay(row, closed=order.action != RelayAction.TRIP, expires_at=order.expires_at)
     return dlt645.reply(request, own)

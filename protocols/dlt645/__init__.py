@@ -5,6 +5,7 @@ keep local time without an offset, so everything with an instant takes the meter
 of 0.01 kWh; in names ending in ``_wh`` and ``_varh`` it is already in Wh and varh.
 """
 
+from protocols.dlt645 import edition1997
 from protocols.dlt645.bcd import (
     decode_bcd,
     decode_time,
@@ -188,6 +189,7 @@ __all__ = [
     "decode_time",
     "decode_write",
     "demand_reset",
+    "edition1997",
     "encode",
     "encode_address",
     "encode_bcd",
