@@ -116,31 +116,38 @@ class SerialDecoder(StreamDecoder[Frame]):
     def __init__(self) -> None:
         super().__init__()
         self.echoes: bool | None = None
+        self._request: Frame | None = None
         self._sent = b""
 
-    def sent(self, raw: bytes) -> None:
-        """``raw`` goes out now."""
-        self._sent = raw
+    def sent(self, request: Frame) -> None:
+        """``request`` goes out now."""
+        self._request, self._sent = request, self._encode(request)
+
+    def flush(self) -> list[Frame | Garbage]:
+        self._sent = b""  # the start of an echo and then silence is none: it may be a reply that begins alike
+        return super().flush()
 
     def _attempt(self, buffer: bytearray, start: int) -> Attempt[Frame]:
-        if self._sent:
-            have = bytes(buffer[start : start + len(self._sent)])
-            if have == self._sent:
-                if self.echoes is not False or not self._is_mirrored():
-                    self.echoes = self.echoes or None if self._is_mirrored() else True
-                    self._sent = b""
-                    return Match(Echo(have), start + len(have))
-            elif self._sent.startswith(have):
-                return INCOMPLETE
+        if not self._sent:
+            return self._attempt_frame(buffer, start)
+        assert self._request is not None
+        is_mirrored = self._request.pdu[0] in _MIRRORED
+        have = bytes(buffer[start : start + len(self._sent)])
+        if have == self._sent and not (is_mirrored and self.echoes is False):
+            if not is_mirrored:
+                self.echoes = True
+            self._sent = b""
+            return Match(Echo(have), start + len(have))
+        if have != self._sent and self._sent.startswith(have):
+            return INCOMPLETE
         attempt = self._attempt_frame(buffer, start)
-        if self._sent and isinstance(attempt, Match):
-            if not self._is_mirrored():
-                self.echoes = False
+        if isinstance(attempt, Match) and isinstance(attempt.frame, Frame):
+            if not is_mirrored and is_answer(self._request, attempt.frame):
+                self.echoes = False  # a late reply of another meter says nothing about it
             self._sent = b""
         return attempt
 
-    def _is_mirrored(self) -> bool:
-        """Whether the reply to what was sent may be the same bytes."""
+    def _encode(self, frame: Frame) -> bytes:
         raise NotImplementedError
 
     def _attempt_frame(self, buffer: bytearray, start: int) -> Attempt[Frame]:
@@ -185,8 +192,8 @@ class RtuDecoder(SerialDecoder):
         super().__init__()
         self._lengths = (reply_bytes,) if replies_only else (request_bytes, reply_bytes)
 
-    def _is_mirrored(self) -> bool:
-        return len(self._sent) > 1 and self._sent[1] in _MIRRORED
+    def _encode(self, frame: Frame) -> bytes:
+        return encode_rtu(frame)
 
     def _attempt_frame(self, buffer: bytearray, start: int) -> Attempt[Frame]:
         if buffer[start] > UNIT_MAX:
@@ -234,8 +241,8 @@ class AsciiDecoder(SerialDecoder):
         found = buffer.find(b":", start)
         return len(buffer) if found < 0 else found
 
-    def _is_mirrored(self) -> bool:
-        return self._sent[3:5] in (b"05", b"06")
+    def _encode(self, frame: Frame) -> bytes:
+        return encode_ascii(frame)
 
     def _attempt_frame(self, buffer: bytearray, start: int) -> Attempt[Frame]:
         run = _HEX.match(buffer, start + 1, start + ASCII_CHARS_MAX - 1)

@@ -105,7 +105,7 @@ def test_any_chunking_gives_the_same_events(
     if sent is not None:
         stream = encode(sent) + stream
         for decoder in decoders:
-            decoder.sent(encode(sent))
+            decoder.sent(sent)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     chunks = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
     single = [stream[i : i + 1] for i in range(len(stream))]
@@ -156,14 +156,15 @@ def test_a_reply_whose_first_bytes_look_like_a_request_is_still_read_by_the_clie
 def test_an_echo_is_told_from_the_reply(kind: str) -> None:
     encode, make = KINDS[kind]
     decoder = make()
-    request = encode(Frame(0, 1, modbus.encode_read(3, 0xF700, 2)))
+    read = Frame(0, 1, modbus.encode_read(3, 0xF700, 2))
+    request = encode(read)
     reply = Frame(0, 1, bytes.fromhex("03 04 0000 00EB"))
-    decoder.sent(request)
+    decoder.sent(read)
     assert decoder.feed(request + encode(reply)) == [Echo(request), reply]
     assert decoder.echoes
     # Once the line is known to echo, a write is confirmed only by the second copy.
     write = Frame(0, 1, modbus.encode_write_one(1, 3))
-    decoder.sent(encode(write))
+    decoder.sent(write)
     assert decoder.feed(encode(write)) == [Echo(encode(write))]
     assert decoder.feed(encode(write)) == [write]
 
@@ -171,13 +172,29 @@ def test_an_echo_is_told_from_the_reply(kind: str) -> None:
 def test_on_a_line_without_echo_a_mirrored_write_is_its_reply_once_a_read_has_shown_it() -> None:
     write = Frame(0, 1, modbus.encode_write_one(1, 3))
     decoder = RtuDecoder(replies_only=True)
-    decoder.sent(modbus.encode_rtu(write))
+    decoder.sent(write)
     assert decoder.feed(modbus.encode_rtu(write)) == [Echo(modbus.encode_rtu(write))], "not known yet: ask again"
-    decoder.sent(modbus.encode_rtu(Frame(0, 1, modbus.encode_read(3, 0, 1))))
+    decoder.sent(Frame(0, 1, modbus.encode_read(3, 0, 1)))
     decoder.feed(modbus.encode_rtu(Frame(0, 1, bytes.fromhex("03 02 00EB"))))
     assert decoder.echoes is False
-    decoder.sent(modbus.encode_rtu(write))
+    decoder.sent(write)
     assert decoder.feed(modbus.encode_rtu(write)) == [write]
+
+
+def test_a_reply_that_begins_like_an_echo_is_not_lost() -> None:
+    """The reply to FC 16 is the request's first bytes and a CRC, which may be the request's next bytes too."""
+    address = next(
+        address
+        for address in range(0x10000)
+        if modbus.crc16(b"\x01\x10" + address.to_bytes(2, "big") + b"\x00\x01") & 0xFF == 2
+    )
+    head = b"\x10" + address.to_bytes(2, "big") + b"\x00\x01"
+    crc = modbus.crc16(b"\x01" + head)
+    request, reply = Frame(0, 1, head + b"\x02" + bytes((crc >> 8, 0))), Frame(0, 1, head)
+    assert modbus.encode_rtu(request).startswith(modbus.encode_rtu(reply))
+    decoder = RtuDecoder(replies_only=True)
+    decoder.sent(request)
+    assert decoder.feed(modbus.encode_rtu(reply)) + decoder.flush() == [reply]
 
 
 @pytest.mark.parametrize(

@@ -176,9 +176,10 @@ def test_a_late_reply_comes_into_the_next_turn() -> None:
 
 def test_an_adapter_hears_itself() -> None:
     with opened(SerialLine([meter(1)], echoes=True)) as port:
-        request = modbus.encode_rtu(Frame(0, 1, modbus.encode_read(3, 0, 2)))
+        question = Frame(0, 1, modbus.encode_read(3, 0, 2))
+        request = modbus.encode_rtu(question)
         decoder = modbus.RtuDecoder(replies_only=True)
-        decoder.sent(request)
+        decoder.sent(question)
         os.write(port, request)
         assert decoder.feed(read(port, 8 + 9)) == [Echo(request), reply_of(1)]
 
