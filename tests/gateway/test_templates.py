@@ -88,3 +88,10 @@ def test_a_makers_table_does_not_fit_a_645_line(tmp_path: Path) -> None:
     found = load(path, {}, offline=True)
     assert isinstance(found, list)
     assert any('"eastron-sdm630" speaks modbus' in str(problem) for problem in found)
+
+
+def test_the_example_in_the_documentation_is_a_template() -> None:
+    text = (Path(__file__).parents[2] / "docs/templates.md").read_text(encoding="utf-8")
+    block = text.split("```toml")[2].split("```")[0]
+    template = templates.parse(block, where="docs/templates.md")
+    assert template.name == "acme-m1"
