@@ -166,6 +166,20 @@ def test_a_fault_meets_one_reply_and_the_next_is_whole(fault: Fault) -> None:
         assert decoded(ask(port, 1)) == [reply_of(1)]
 
 
+def test_faults_know_the_framing_of_ascii_and_dlt645() -> None:
+    said = faults.Reply(modbus.encode_ascii(reply_of(1)))
+    (other,) = modbus.AsciiDecoder().feed(faults.from_another_meter(7)(said).raw)
+    assert other == Frame(0, 7, reply_of(1).pdu)
+    decoder = modbus.AsciiDecoder()
+    assert all(isinstance(event, Garbage) for event in decoder.feed(faults.wrong_checksum(said).raw) + decoder.flush())
+    answer = dlt645.reply(dlt645.read("000000123456", 0x00010000), "000000123456", b"\x12\x34\x56\x78")
+    said = faults.Reply(dlt645.encode(answer))
+    (changed,) = dlt645.Decoder().feed(faults.from_another_meter("000000999999")(said).raw)
+    assert isinstance(changed, dlt645.Frame) and (changed.address, changed.data) == ("000000999999", answer.data)
+    listener = dlt645.Decoder()
+    assert not [e for e in listener.feed(faults.wrong_checksum(said).raw) if isinstance(e, dlt645.Frame)]
+
+
 def test_a_late_reply_comes_into_the_next_turn() -> None:
     line = SerialLine([meter(1), meter(2)])
     line.order(faults.late(0.3), faults.silent)
