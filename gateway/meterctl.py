@@ -35,6 +35,7 @@ Copy and run:
   meterctl check site.toml
   meterctl run site.toml
   meterctl decode 6861010000000068910833333433593333338A16
+  meterctl templates
 """,
 )
 @click.version_option(package_name="gridloom")
