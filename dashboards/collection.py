@@ -73,7 +73,8 @@ COLLECTION: Final = Dashboard(
             "Set aside and not replayed yet: unknown meters, impossible values, undecodable messages. "
             "`gridloom quarantine` shows and replays them. · 已隔离、尚未重放的数据行。",
             """
-            SELECT coalesce(sum(greatest(rows, 1)), 0) AS "Rows in quarantine · 隔离数据行" FROM quarantine WHERE replayed_at IS NULL
+            SELECT coalesce(sum(greatest(rows, 1)), 0) AS "Rows in quarantine · 隔离数据行"
+            FROM quarantine WHERE replayed_at IS NULL
             """,
             steps=thresholds(GREEN, (1, ORANGE)),
         ),
