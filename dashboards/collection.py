@@ -73,7 +73,8 @@ COLLECTION: Final = Dashboard(
             "Set aside and not replayed yet: unknown meters, impossible values, undecodable messages. "
             "`gridloom quarantine` shows and replays them. · 已隔离、尚未重放的数据行。",
             """
-            SELECT coalesce(sum(rows), 0) AS "Rows in quarantine · 隔离数据行" FROM quarantine WHERE replayed_at IS NULL
+            SELECT coalesce(sum(greatest(rows, 1)), 0) AS "Rows in quarantine · 隔离数据行"
+            FROM quarantine WHERE replayed_at IS NULL
             """,
             steps=thresholds(GREEN, (1, ORANGE)),
         ),
@@ -170,9 +171,9 @@ COLLECTION: Final = Dashboard(
             "Why rows were set aside; nothing is dropped silently. · 数据被隔离的原因;不会静默丢弃。",
             """
             SELECT reason AS "Reason · 原因", gateway AS "Gateway · 网关", count(*) AS "Entries · 条目",
-                   sum(rows) AS "Rows · 行", max(recorded_at) AS "Newest · 最近"
+                   sum(greatest(rows, 1)) AS "Rows · 行", max(recorded_at) AS "Newest · 最近"
             FROM quarantine WHERE replayed_at IS NULL
-            GROUP BY reason, gateway ORDER BY sum(rows) DESC LIMIT 50
+            GROUP BY reason, gateway ORDER BY sum(greatest(rows, 1)) DESC LIMIT 50
             """,
             width=10,
         ),

@@ -108,7 +108,7 @@ RULES: Final = (
         "{{ $values.A.Value }} rows: {{ $labels.reason }}; run `gridloom quarantine` to see and replay them",
         "warning",
         """
-        SELECT reason, sum(rows) AS rows FROM quarantine WHERE replayed_at IS NULL GROUP BY reason
+        SELECT reason, sum(greatest(rows, 1)) AS rows FROM quarantine WHERE replayed_at IS NULL GROUP BY reason
         """,
         ("gt", 0),
         "5m",

@@ -37,6 +37,7 @@ DAY_S: Final = 86_400
 ABSENT_WAIT_MIN: Final = timedelta(minutes=1)
 ABSENT_WAIT_MAX: Final = timedelta(hours=1)
 
+_UNHEARD: Final = (Reason.SILENT, Reason.BACKING_OFF, Reason.LINK_DOWN)
 # Failures after which the meter certainly did not act on an order.
 _SURELY_STILL: Final = (Reason.REFUSED, Reason.BACKING_OFF, Reason.ABSENT, Reason.EXPIRED)
 
@@ -177,13 +178,14 @@ class Agent:
             if isinstance(look, Row):
                 for event in health.check_clock(look, asked_at):
                     await self._report(event)
+            elif look.reason in _UNHEARD:
+                await self._unheard(health, look)
+                return None
         rows = await bus.read_profile(meter, self._queue.at(run.first), run.end - run.first)
         if isinstance(rows, PollFailure):
             logger.debug("gap not filled meter=%s reason=%s detail=%s", meter.name, rows.reason, rows.detail)
-            if rows.reason is Reason.SILENT:
-                for event in health.heard(rows, self._clock.now()):
-                    await self._report(event)
-            if rows.reason in (Reason.SILENT, Reason.BACKING_OFF, Reason.LINK_DOWN):
+            if rows.reason in _UNHEARD:
+                await self._unheard(health, rows)
                 return None
             # It refuses, or talks nonsense: no use asking the same at once.
             self._absent[meter.name].add([run], self._clock.now() + ABSENT_WAIT_MIN)
@@ -198,6 +200,12 @@ class Agent:
             age = now - self._queue.at(run.end - 1)
             self._absent[meter.name].add(missing, now + min(max(age, ABSENT_WAIT_MIN), ABSENT_WAIT_MAX))
         return [self._judged(row) for row in rows]
+
+    async def _unheard(self, health: "_Health", failure: PollFailure) -> None:
+        """Only a question that was really asked, on a line that is up, says something about the meter."""
+        if failure.reason is Reason.SILENT:
+            for event in health.heard(failure, self._clock.now()):
+                await self._report(event)
 
     # ---- the queue ---------------------------------------------------------------------------------------------------
 

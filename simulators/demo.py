@@ -245,10 +245,14 @@ class Demo:
     # ---- watch, or run once ------------------------------------------------------------------------------------------
 
     def _watch(self) -> int:
+        fast, said_s = False, 0.0
         with Live(console=self._console, refresh_per_second=2, transient=True) as live:
-            fast = False
             for status in self._statuses():
-                live.update(self._screen(status))
+                if self._console.is_terminal:
+                    live.update(self._screen(status))
+                elif status and time.monotonic() - said_s > 30:
+                    said_s = time.monotonic()
+                    self._say(_line("demo", status))
                 if not fast and status and status["backfill_left"] == 0 and status["completeness"]:
                     fast = True
                     self._speed_up()

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -31,7 +33,7 @@ def stop(process: "subprocess.Popen[Any]", how: signal.Signals = signal.SIGINT) 
             process.wait(10)
 
 
-def wait_for_postgres(dsn: str, timeout_s: float = 20) -> None:
+def wait_for_postgres(dsn: str, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
@@ -43,19 +45,33 @@ def wait_for_postgres(dsn: str, timeout_s: float = 20) -> None:
             time.sleep(0.05)
 
 
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """A folder for what a database's own user must reach. pytest closes its folders to others at every start."""
+    with TemporaryDirectory(prefix="gridloom-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
     """An embedded PostgreSQL server, empty."""
-    server = Postgres(tmp_path_factory.mktemp("postgres") / "data", free_port(), new_password())
-    server.initialize()
-    process = subprocess.Popen(
-        server.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **server.popen_arguments()
-    )
-    try:
-        wait_for_postgres(server.dsn)
+    with open_folder() as folder:
+        server = Postgres(folder / "data", free_port(), new_password())
+        server.initialize()
+        process = subprocess.Popen(
+            server.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **server.popen_arguments()
+        )
+        try:
+            wait_for_postgres(server.dsn)
+            yield server
+        finally:
+            stop(process)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with running_postgres() as server:
         yield server
-    finally:
-        stop(process)
 
 
 def missing_service(what: str) -> None:

@@ -8,17 +8,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psycopg
 import pytest
+from paho.mqtt.client import Client, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
 
+from dashboards.macros import expand
+from protocols.quantities import Kind
+from protocols.uplink import Row, encode_rows
 from simulators.services import LOOPBACK, free_port
-from tests.conftest import stop
+from tests.conftest import open_folder, stop
+from tests.dashboards.test_sql import every_sql
 
 DEMO = [str(Path(sys.executable).parent / "gridloom"), "demo"]
 METERS = 120
 ONCE_S = 420
+START = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 class Run:
@@ -55,9 +65,13 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any]]]:
+def killed() -> Iterator[tuple[Path, dict[str, Any]]]:
     """The data folder and the report of a headless run in which every part was killed once."""
-    data = tmp_path_factory.mktemp("demo") / "data"
+    with open_folder() as folder:
+        yield from run_and_kill(folder / "data")
+
+
+def run_and_kill(data: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     path = data.with_suffix(".json")
     run = Run(data, "--once", "--meters", str(METERS), "--json", str(path))
     try:
@@ -103,38 +117,94 @@ def test_the_report_finds_what_the_simulator_hid(killed: tuple[Path, dict[str, A
     assert report["dr"]["reduction_kwh"] == pytest.approx(report["dr"]["true_reduction_kwh"], rel=0.25)
 
 
-def test_a_second_run_goes_on_with_the_data_of_the_first_and_ctrl_c_leaves_nothing(
-    killed: tuple[Path, dict[str, Any]],
-) -> None:
-    data, report = killed
-    run = Run(data)
+@pytest.fixture(scope="module")
+def again(killed: tuple[Path, dict[str, Any]]) -> Iterator[Run]:
+    """A second run on the data of the first, up and answering."""
+    run = Run(killed[0])
     try:
-        run.wait(lambda: "console  http" in run.said(), 60)
-        ids = run.ids()
-        assert {"postgres", "broker", "simulators", "ingest", "work", "serve", "gw-a1", "gw-a6"} <= ids.keys()
-        key = run.said().rsplit("key: ", 1)[1].split()[0]
-        time.sleep(3)
-        asked = subprocess.run(
-            [sys.executable, "-c", _ASK, f"http://{LOOPBACK}:{run.port}/v1/status", key],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        status = json.loads(asked.stdout)
-        assert status["rows"] >= report["ingest_rows"]
-        assert status["now"] >= report["simulated_time"]
+        run.wait(lambda: "API  " in run.said(), 60)
+        yield run
     finally:
-        run.process.send_signal(signal.SIGINT)
-        code = run.process.wait(30)
-    assert code == 0, run.said()[-2000:]
+        stop(run.process)
+
+
+def ask(run: Run, path: str, key: str | None = None) -> httpx.Response:
+    key = run.said().rsplit("key: ", 1)[1].split()[0] if key is None else key
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.get(f"http://{LOOPBACK}:{run.port}{path}", headers=headers, timeout=20)
+
+
+def secrets_of(data: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((data / "secrets.json").read_text())
+    return found
+
+
+def test_a_second_run_goes_on_with_the_data_of_the_first(again: Run, killed: tuple[Path, dict[str, Any]]) -> None:
+    assert {"postgres", "broker", "simulators", "ingest", "work", "serve", "gw-a1", "gw-a6"} <= again.ids().keys()
+    status = ask(again, "/v1/status").json()
+    assert status["rows"] >= killed[1]["ingest_rows"]
+    assert status["now"] >= killed[1]["simulated_time"]
+
+
+def test_every_panel_answers_on_the_demos_database(again: Run) -> None:
+    """As the login Grafana gets: SELECT only."""
+    port = (again.data / "postgres" / "postmaster.pid").read_text().splitlines()[3]
+    dsn = f"postgresql://demo_grafana:{secrets_of(again.data)['db-grafana']}@{LOOPBACK}:{port}/gridloom"
+    now = datetime.fromisoformat(ask(again, "/v1/status").json()["now"])
+    variables = {"zone": "Asia/Shanghai", "area": ["A1", "A6"], "series": "area:A6"}
+    silent = []
+    with psycopg.connect(dsn) as connection:
+        for sql in every_sql():
+            rows = connection.execute(expand(sql.text, variables, now - timedelta(days=7), now)).fetchall()
+            if not rows:
+                silent.append(sql.name)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("DELETE FROM load")
+    # Only what counts trouble may have nothing to show.
+    assert len(silent) < 5, silent
+
+
+def test_bad_input_has_an_answer_and_nothing_else_stops(again: Run) -> None:
+    before = ask(again, "/v1/ingest").json()["quarantined"]
+    config = (again.data / "broker" / "rumqttd.toml").read_text()
+    port = int(config.split('listen = "127.0.0.1:', 1)[1].split('"', 1)[0])
+    client = Client(CallbackAPIVersion.VERSION2, "stranger", protocol=MQTTv5)
+    client.username_pw_set("gw-a1", secrets_of(again.data)["mqtt-gw-a1"])
+    client.connect(LOOPBACK, port)
+    client.loop_start()
+    client.publish("gridloom/v1/gw-a1/energy", b"this is no batch", 1).wait_for_publish(10)
+    unknown = Row("m999", START, START, None, 0, {"energy_import_wh": 1})
+    batch = encode_rows(gateway="gw-a1", epoch="f" * 32, seq=1, kind=Kind.ENERGY, sent_at=START, rows=[unknown])
+    client.publish("gridloom/v1/gw-a1/energy", batch, 1).wait_for_publish(10)
+    client.disconnect()
+    client.loop_stop()
+    again.wait(lambda: ask(again, "/v1/ingest").json()["quarantined"] == before + 2, 20)
+    assert ask(again, "/v1/gateways").status_code == 200
+    refused = ask(again, "/v1/status", key="wrong")
+    assert refused.status_code == 401
+    assert refused.headers["content-type"].startswith("application/problem+json")
+    assert {"title", "detail", "where", "action"} <= refused.json().keys()
+
+
+def test_ctrl_c_leaves_no_process(again: Run) -> None:
+    ids = again.ids()
+    again.process.send_signal(signal.SIGINT)
+    assert again.process.wait(30) == 0, again.said()[-2000:]
     assert [name for name, pid in ids.items() if Path(f"/proc/{pid}").exists()] == []
 
 
-_ASK = """
-import sys, urllib.request
-request = urllib.request.Request(sys.argv[1], headers={"Authorization": f"Bearer {sys.argv[2]}"})
-print(urllib.request.urlopen(request, timeout=20).read().decode())
-"""
+def test_a_killed_demo_leaves_no_process(killed: tuple[Path, dict[str, Any]]) -> None:
+    run = Run(killed[0])
+    try:
+        run.wait(lambda: "API  " in run.said(), 60)
+        ids = run.ids()
+    finally:
+        run.process.kill()
+        run.process.wait()
+    deadline = time.monotonic() + 20
+    while left := [name for name, pid in ids.items() if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
 
 
 def test_a_port_in_use_is_one_clear_line(tmp_path: Path) -> None:

@@ -172,7 +172,9 @@ class Ingest(Answer):
     rows_power: int
     events: int
     batches: int
-    quarantined: int = Field(description="rows set aside; nothing is dropped silently")
+    quarantined: int = Field(
+        description="rows set aside, and messages that could not be taken apart; nothing is dropped silently"
+    )
     first_recorded_at: datetime | None
     last_recorded_at: datetime | None
     ingest_seconds: float

@@ -241,7 +241,7 @@ _INGESTED: Final[LiteralString] = """
              GROUP BY gateway, epoch, meter_id, at
          )
     SELECT b.*,
-           (SELECT coalesce(sum(rows), 0) FROM quarantine WHERE replayed_at IS NULL) AS quarantined,
+           (SELECT coalesce(sum(greatest(rows, 1)), 0) FROM quarantine WHERE replayed_at IS NULL) AS quarantined,
            (SELECT coalesce(sum(n), 0) FROM surplus) AS duplicates_raw,
            (SELECT count(DISTINCT (point_id, start)) FROM interval
             WHERE mod(extract(epoch FROM start)::bigint, 900) <> 0)

@@ -106,8 +106,12 @@ export function accuracy(pooled) {
   return byId("accuracy-note").replaceChildren(text("naive", { value: percent(pooled.wape_seasonal_naive), days: pooled.days }));
 }
 
+const URGENCY = { critical: 0, warning: 1, info: 2 };
+
 export function alerts(list, openOnly, now) {
-  const rows = list.map((alert) => {
+  // What is open: the worst first. The history: as it happened.
+  const shown = openOnly ? [...list].sort((a, b) => URGENCY[a.severity] - URGENCY[b.severity]) : list;
+  const rows = shown.map((alert) => {
     const opened = new Date(alert.opened_at);
     const mark = alert.closed_at ? ["ok", "muted"] : [alert.severity];
     const state = alert.closed_at ? text("closed", { ago: distance(new Date(alert.closed_at), now) }) : text(alert.severity);

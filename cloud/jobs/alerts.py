@@ -193,7 +193,8 @@ def _loss(area: AreaFacts) -> Finding | None:
             "warning",
             f"{en}: loss of {percent:.1f} % on {last.day}, limit {area.high_percent:g} %. Check for theft, missing "
             "customers in the registry, and overloaded lines.",
-            f"{zh}：{last.day} 线损率 {percent:.1f}%，上限 {area.high_percent:g}%。请排查窃电、户变关系缺失和线路过载。",
+            f"{zh}：{last.day} 线损率 {percent:.1f}%，上限 {area.high_percent:g}%。"
+            "请排查窃电、户变关系缺失和线路过载。",
             evidence,
         )
     if percent < area.low_percent:

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from cloud.store.migrations import migrate
-from simulators.services import Postgres, free_port, new_password
-from tests.conftest import stop, wait_for_postgres
+from simulators.services import Postgres, new_password
+from tests.conftest import running_postgres
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "deploy" / "database" / "10-logins.sql"
@@ -20,25 +20,14 @@ PASSWORDS = {name: new_password() for name in re.findall(r"\\getenv \w+ (\w+)", 
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def server() -> Iterator[Postgres]:
     """Its own server: logins belong to a server, not to a database."""
-    server = Postgres(tmp_path_factory.mktemp("logins") / "data", free_port(), new_password())
-    server.initialize()
-    process = subprocess.Popen(
-        server.command(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        **server.popen_arguments(),
-    )
-    try:
-        wait_for_postgres(server.dsn, timeout_s=60)
+    with running_postgres() as server:
         with psycopg.connect(server.dsn, autocommit=True) as admin:
             admin.execute("CREATE DATABASE gridloom")
         _run_script(server)
         migrate(dsn(server, "owner"))
         yield server
-    finally:
-        stop(process)
 
 
 def _run_script(server: Postgres) -> None:
