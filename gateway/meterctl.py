@@ -20,6 +20,7 @@ from gateway.decode import as_document, as_text, read_line, split_arguments
 from gateway.queue import Queue, QueueError
 from gateway.templates import templates_command
 from protocols.clock import SystemClock
+from protocols.templates import ModbusFamily
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +67,26 @@ def check(site: Path, as_json: bool) -> None:
     problems = found if isinstance(found, list) else []
     if as_json:
         lines = [{"file": problem.file, "where": problem.where, "what": problem.what} for problem in problems]
-        click.echo(json.dumps({"fine": not problems, "problems": lines}, ensure_ascii=False, indent=2))
+        notes = _notes(found) if isinstance(found, Site) else []
+        told = {"fine": not problems, "problems": lines, "notes": notes}
+        click.echo(json.dumps(told, ensure_ascii=False, indent=2))
     elif isinstance(found, Site):
         count = f"{len(found.meters)} meters on {len(found.lines)} lines"
         click.echo(f"{site.name}: fine: gateway {found.gateway}, {count}")
+        for note in _notes(found):
+            click.echo(f"{site.name}: note: {note}")
     else:
         _print(problems)
     sys.exit(1 if problems else 0)
+
+
+def _notes(site: Site) -> list[str]:
+    """What works, but not as far as one would expect."""
+    names = {meter.template.name for meter in site.meters if isinstance(meter.template, ModbusFamily)}
+    return [
+        f"meters with template {name} give power only; their energy is not collected, nor are their gaps filled"
+        for name in sorted(names)
+    ]
 
 
 @meterctl.command(

@@ -203,6 +203,14 @@ def test_check_of_a_good_site_says_what_is_in_it(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "site.toml: fine: gateway gw-1, 2 meters on 2 lines\n")
 
 
+def test_check_says_what_a_makers_template_cannot_give_yet(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("gridloom-demo-modbus", "eastron-sdm630"))
+    done = meterctl("check", str(path))
+    assert done.returncode == 0
+    assert "note: meters with template eastron-sdm630 give power only" in done.stdout
+    assert len(json.loads(meterctl("check", str(path), "--json").stdout)["notes"]) == 1
+
+
 def test_a_mistyped_command_exits_2(tmp_path: Path) -> None:
     assert meterctl("check", str(tmp_path / "none.toml")).returncode == 2
     assert meterctl("chekc").returncode == 2
