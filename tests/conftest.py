@@ -102,9 +102,10 @@ def empty_database(request: pytest.FixtureRequest) -> Iterator[str]:
 BROKER_USERS = {name: new_password() for name in ("cloud", "gw-1", "gw-2")}
 
 
-@pytest.fixture(scope="session")
-def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    broker = Broker(tmp_path_factory.mktemp("broker"), free_port(), BROKER_USERS)
+@contextmanager
+def running_broker(folder: Path) -> Iterator[Broker]:
+    """The embedded broker, with nothing in its memory."""
+    broker = Broker(folder, free_port(), BROKER_USERS)
     broker.initialize()
     process = subprocess.Popen(broker.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -112,6 +113,12 @@ def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker
         yield broker
     finally:
         stop(process, signal.SIGTERM)
+
+
+@pytest.fixture(scope="session")
+def embedded_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with running_broker(tmp_path_factory.mktemp("broker")) as broker:
+        yield broker
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,8 @@ from paho.mqtt.properties import Properties
 from cloud.store.migrations import Connection, migrate
 from cloud.store.registry import Registry, read_registry, save_registry
 from protocols.uplink import MSGPACK, Receipt, Topic, decode, topic
-from tests.conftest import BROKER_USERS, stop
-from tests.mosquitto import Mosquitto
+from tests.conftest import BROKER_USERS, running_broker, stop
+from tests.mosquitto import new_mosquitto
 from tests.store.conftest import NOW
 from tests.store.registry_files import write_registry
 
@@ -36,13 +36,26 @@ class Address:
     ingest_options: tuple[str, ...] = ()
 
 
+# Brokers of our own: on those of the whole run other rooms' tests leave retained messages.
+@pytest.fixture(scope="package")
+def beside_embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    with running_broker(tmp_path_factory.mktemp("broker")) as broker:
+        yield Address(broker.url, BROKER_USERS, ("--fresh-session",))
+
+
+@pytest.fixture(scope="package")
+def beside_timescaledb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    mosquitto = new_mosquitto(tmp_path_factory.mktemp("mosquitto"))
+    mosquitto.start()
+    yield Address(f"mqtt://127.0.0.1:{mosquitto.port}", BROKER_USERS)
+    mosquitto.stop()
+
+
 @pytest.fixture
 def broker(request: pytest.FixtureRequest) -> Address:
     """The embedded broker beside the embedded database, mosquitto beside TimescaleDB."""
-    if request.node.callspec.params["empty_database"] == "embedded":
-        return Address(request.getfixturevalue("embedded_broker").url, BROKER_USERS, ("--fresh-session",))
-    mosquitto: Mosquitto = request.getfixturevalue("mosquitto")
-    return Address(f"mqtt://127.0.0.1:{mosquitto.port}", BROKER_USERS)
+    address: Address = request.getfixturevalue(f"beside_{request.node.callspec.params['empty_database']}")
+    return address
 
 
 @pytest.fixture
