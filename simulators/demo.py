@@ -28,8 +28,9 @@ from rich.live import Live
 from rich.table import Table
 
 from protocols.clock import Anchor, read_anchor, write_anchor
+from simulators.ports import LOOPBACK, free_port
 from simulators.report import check, make_report
-from simulators.services import LOOPBACK, Broker, Postgres, ServiceError, free_port, new_password
+from simulators.services import Broker, Postgres, ServiceError, new_password
 from simulators.supervisor import Program, ProgramError, Supervisor, port_answers
 
 DATA_DEFAULT = Path("~/.local/share/gridloom")

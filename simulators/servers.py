@@ -23,8 +23,9 @@ from protocols.framing import FrameError, Garbage
 from simulators.layout import Habit
 from simulators.meters import DLT645
 from simulators.meters import Meter as MeterPlan
-from simulators.site import LOOPBACK, Site, SiteError, append_journal
+from simulators.ports import LOOPBACK
 from simulators.site import RelayAction as JournalEntry
+from simulators.site import Site, SiteError, append_journal
 from simulators.world import INTERVAL_S, WH_PER_STEP, ZONE, Integers, World
 
 logger = logging.getLogger(__name__)

@@ -3,13 +3,10 @@
 A service says which command runs it in the foreground; whoever starts it owns the process.
 """
 
-import contextlib
 import os
 import pwd
-import random
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,24 +18,11 @@ from typing import Any
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-LOOPBACK = "127.0.0.1"
+from simulators.ports import LOOPBACK
 
 
 class ServiceError(RuntimeError):
     """A service cannot be set up here; the text says what to do."""
-
-
-# Below the range that outgoing connections draw from, so that no client of ours sits on a port that is to listen again.
-PORTS = range(15_000, 32_000)
-
-
-def free_port() -> int:
-    """A port nobody listens on just now. Raises ServiceError."""
-    for port in random.sample(PORTS, 200):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind((LOOPBACK, port))
-            return port
-    raise ServiceError(f"no free port found between {PORTS.start} and {PORTS.stop} on {LOOPBACK}")
 
 
 @dataclass(frozen=True)

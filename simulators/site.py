@@ -3,8 +3,6 @@
 import csv
 import json
 import os
-import random
-import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,11 +12,10 @@ from pathlib import Path
 
 from simulators.layout import BYPASS_FROM_H, BYPASS_TO_H, FEEDERS, SCALED_SHARE, Habit
 from simulators.meters import LOST_PER_DAY_S, SLOW_AT_START_S, TEMPLATES, Meter, gateway_name
+from simulators.ports import LOOPBACK, free_ports
 from simulators.powerflow import HV_V, LV_V
 from simulators.world import DAYS_BEFORE, ZONE, World
 
-LOOPBACK = "127.0.0.1"
-PORTS = range(20_000, 30_000)
 DAYS_AHEAD = 2  # computed with the site; the rest as time goes on
 SILENT_AFTER_S = 20 * 60  # from the start; then the broken meter never answers again
 # The stressed area's limit is what its load passes on every one of the last evenings, from 17:15 to 21:00.
@@ -106,27 +103,6 @@ def build(directory: Path, *, seed: int, meters: int, start: datetime) -> World:
         },
     )
     return world
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on just now; held open together so that they differ.
-
-    Below the range systems give to outgoing connections: the ports are kept, and must be free again at the next run.
-    """
-    held: list[socket.socket] = []
-    try:
-        for port in random.sample(PORTS, len(PORTS)):
-            if len(held) == count:
-                break
-            held.append(one := socket.socket())
-            try:
-                one.bind((LOOPBACK, port))
-            except OSError:
-                held.pop().close()
-        return [one.getsockname()[1] for one in held]
-    finally:
-        for one in held:
-            one.close()
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -304,8 +280,11 @@ def append_journal(directory: Path, action: RelayAction) -> None:
     told = {"at_s": action.at_s, "point": action.point, "closed": action.closed}
     if action.expires_s != inf:
         told["expires_s"] = action.expires_s
-    with (directory / "relays.jsonl").open("a") as file:
-        file.write(json.dumps(told) + "\n")
+    with (directory / "relays.jsonl").open("a+b") as file:
+        file.seek(0)
+        whole = file.read()
+        file.truncate(whole.rfind(b"\n") + 1)  # a line cut off by a crash would spoil the one that follows
+        file.write(json.dumps(told).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

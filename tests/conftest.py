@@ -14,7 +14,8 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from simulators.services import Broker, Postgres, free_port, new_password
+from simulators.ports import free_port
+from simulators.services import Broker, Postgres, new_password
 
 if TYPE_CHECKING:
     from tests.mosquitto import Mosquitto

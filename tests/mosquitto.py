@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from simulators.services import free_port
+from simulators.ports import free_port
 from tests.conftest import BROKER_USERS, missing_service, stop, wait_for_port
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"

@@ -21,7 +21,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from dashboards.macros import expand
 from protocols.quantities import Kind
 from protocols.uplink import Row, encode_rows
-from simulators.services import LOOPBACK, free_port
+from simulators.ports import LOOPBACK, free_port
 from tests.conftest import open_folder, stop
 from tests.dashboards.test_sql import every_sql
 

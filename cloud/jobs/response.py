@@ -213,9 +213,27 @@ _WANTED: Final = """
     JOIN installation i ON i.point_id = p.point_id AND %(now)s BETWEEN i.valid_from AND i.valid_to
     WHERE a.rule = %(rule)s AND a.closed_at IS NULL GROUP BY a.alert_id, p.area_id
 """
+# An event that failed leaves no need for rest only where it is sure that nobody was switched off: its command was never
+# sent, or the reply says of every meter that it refused or was not ours to switch.
 _BUSY: Final = """
-    SELECT FROM dr_event
-    WHERE area_id = %(area)s AND (state IN ('planned', 'sent') OR end_at > %(from)s AND state <> 'failed') LIMIT 1
+    SELECT FROM dr_event e
+    WHERE area_id = %(area)s AND (
+        state IN ('planned', 'sent')
+        OR end_at > %(from)s AND (
+            state <> 'failed'
+            OR EXISTS (
+                SELECT FROM command c
+                WHERE c.event_id = e.event_id AND c.sent_at IS NOT NULL AND (
+                    c.replied_at IS NULL
+                    OR EXISTS (
+                        SELECT FROM jsonb_each_text(coalesce(c.reply -> 'meters', '{}')) m
+                        WHERE m.value !~ '^(refused|rejected):'
+                    )
+                )
+            )
+        )
+    )
+    LIMIT 1
 """
 _PLAN: Final = """
     INSERT INTO dr_event (event_id, area_id, alert_id, start_at, end_at, points, state)

@@ -20,7 +20,8 @@ import psycopg
 
 from cloud.store.migrations import migrate
 from protocols.clock import Anchor, write_anchor
-from simulators.services import LOOPBACK, Postgres, free_port
+from simulators.ports import LOOPBACK, free_port
+from simulators.services import Postgres
 from tests.conftest import stop
 
 ZONE = ZoneInfo("Asia/Shanghai")

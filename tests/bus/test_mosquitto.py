@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from protocols.uplink import Topic, topic
-from simulators.services import free_port
+from simulators.ports import free_port
 from tests.bus.conftest import Peer
 from tests.conftest import wait_for_port
 from tests.mosquitto import Mosquitto, new_mosquitto

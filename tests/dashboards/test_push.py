@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dashboards.__main__ import DASHBOARDS, main
-from simulators.services import free_port
+from simulators.ports import free_port
 
 TOKEN = "glsa_right"
 

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from simulators.services import free_port
+from simulators.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

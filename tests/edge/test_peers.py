@@ -10,7 +10,7 @@ from pymodbus.simulator import DataType, SimData, SimDevice
 from edge.client import DLT645, MODBUS_TCP, Client
 from edge.model import Line, Priority
 from protocols import dlt645, modbus
-from simulators.services import free_port
+from simulators.ports import free_port
 
 
 def test_pymodbus_serves_our_client() -> None:

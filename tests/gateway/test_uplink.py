@@ -16,7 +16,8 @@ from gateway.uplink import Uplink
 from protocols.clock import SystemClock
 from protocols.quantities import Kind
 from protocols.uplink import Event, Receipt, Status
-from simulators.services import Broker, free_port
+from simulators.ports import free_port
+from simulators.services import Broker
 from tests.conftest import BROKER_USERS, stop, wait_for_port
 from tests.gateway.cloud import cloud, until
 from tests.gateway.test_queue import NOW, energy, open_queue

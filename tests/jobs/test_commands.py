@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from cloud.store.migrations import migrate
-from simulators.services import LOOPBACK, free_port
+from simulators.ports import LOOPBACK, free_port
 
 RUN = [sys.executable, "-c", "from cloud.gridloom import main; main()", "work"]
 

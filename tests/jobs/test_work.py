@@ -19,7 +19,8 @@ from cloud.jobs.worker import Cycle, Worker
 from cloud.settings import Mqtt, zone
 from protocols.quantities import Quality
 from protocols.uplink import Command, Outcome, Reply, Topic, decode, encode, split_topic, to_us, topic
-from simulators.services import LOOPBACK, Broker
+from simulators.ports import LOOPBACK
+from simulators.services import Broker
 from tests.conftest import BROKER_USERS
 from tests.jobs.conftest import DAYS, METERS, START, FakeClock, Store
 

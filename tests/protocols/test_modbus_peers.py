@@ -15,7 +15,7 @@ from protocols import modbus
 from protocols.framing import Garbage, MeterError
 from protocols.modbus import AsciiDecoder, Frame, RtuDecoder, SerialDecoder, TcpDecoder
 from simulators.lines import Meter, SerialLine, Setting, modbus_meter
-from simulators.services import free_port
+from simulators.ports import free_port
 
 Kind = tuple[FramerType, Callable[[Frame], bytes], Callable[[], SerialDecoder | TcpDecoder]]
 KINDS: dict[str, Kind] = {

@@ -76,6 +76,8 @@ def test_a_journal_line_cut_off_by_a_crash_is_left_out(tmp_path: Path) -> None:
     with (tmp_path / "relays.jsonl").open("a") as file:
         file.write('{"at_s": 12, "po')
     assert site.read_journal(tmp_path) == [whole]
+    site.append_journal(tmp_path, whole)
+    assert site.read_journal(tmp_path) == [whole, whole], "and does not spoil the next one"
 
 
 @pytest.mark.parametrize(
