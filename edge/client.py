@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from edge.link import LinkError, TcpLink
-from edge.model import Line, Priority
+from edge.model import Line, Priority, TcpEndpoint
 from protocols import dlt645, modbus
 from protocols.framing import Garbage, StreamDecoder
 
@@ -101,7 +101,10 @@ class Client(Generic[F]):
         self._line = line
         self._codec = codec
         self._decoder = codec.decoder()
-        self._link = TcpLink(line.name, line.host, line.port, on_chunk=self._on_chunk, on_lost=self._on_lost)
+        assert isinstance(line.endpoint, TcpEndpoint)
+        self._link = TcpLink(
+            line.name, line.endpoint.host, line.endpoint.port, on_chunk=self._on_chunk, on_lost=self._on_lost
+        )
         self._turns = Turns()
         self._backoffs: dict[str, _Backoff] = {}
         self._request: F | None = None
@@ -190,4 +193,4 @@ class Client(Generic[F]):
         self._decoder = self._codec.decoder()
         self._deaf_timeouts = 0
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(LinkError(f"{self._line.host}:{self._line.port}: connection lost"))
+            self._answer.set_exception(LinkError(f"{self._line.endpoint}: connection lost"))

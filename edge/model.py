@@ -3,36 +3,94 @@
 from dataclasses import dataclass
 from datetime import timedelta, timezone
 from enum import IntEnum, StrEnum
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from protocols.templates import Template
+
+Protocol: TypeAlias = Literal[
+    "dlt645-2007", "dlt645-1997", "modbus-tcp", "modbus-rtu", "modbus-ascii", "modbus-rtu-over-tcp"
+]
+Parity: TypeAlias = Literal["N", "E", "O"]
+Role: TypeAlias = Literal["boundary", "check", "customer"]
+
+
+@dataclass(frozen=True, slots=True)
+class SerialSetting:
+    """How a UART is set. ``8E1`` is 11 bits a character with the start bit, ``8N1`` is 10."""
+
+    baud: int
+    parity: Parity
+    stop_bits: int = 1
+    data_bits: int = 8
+
+    @property
+    def char_bits(self) -> int:
+        return 1 + self.data_bits + (self.parity != "N") + self.stop_bits
+
+    @property
+    def char_s(self) -> float:
+        return self.char_bits / self.baud
+
+    def __str__(self) -> str:
+        return f"{self.baud} {self.data_bits}{self.parity}{self.stop_bits}"
+
+
+@dataclass(frozen=True, slots=True)
+class TcpEndpoint:
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class SerialEndpoint:
+    """``device``: a path such as /dev/ttyUSB0."""
+
+    device: str
+    setting: SerialSetting
+
+    def __str__(self) -> str:
+        return self.device
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One TCP endpoint with one or many meters behind it. Times are real seconds.
+    """One serial line or TCP endpoint with one or many meters behind it. Times are real seconds.
 
-    ``quarantine_s``: how long after a timeout the late answer may still come; nothing is asked meanwhile where an
-    answer does not name its request (DL/T 645 meters answer within 0.5 s).
+    ``setting``: the line's speed, where known; of a serial endpoint its own, behind a TCP serial server what the site
+    says. ``read_timeout_s``: how long a meter may take to begin its answer where the speed is known, and to end it
+    where not. ``quarantine_s``: how long after a timeout the late answer may still come; nothing is asked meanwhile
+    where an answer does not name its request (DL/T 645 meters answer within 0.5 s).
     """
 
     name: str
-    protocol: Literal["dlt645-2007", "modbus-tcp"]
-    host: str
-    port: int
+    protocol: Protocol
+    endpoint: TcpEndpoint | SerialEndpoint
     read_timeout_s: float = 1.0
     quarantine_s: float = 0.5
+    setting: SerialSetting | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.endpoint, SerialEndpoint):
+            object.__setattr__(self, "setting", self.endpoint.setting)
 
 
 @dataclass(frozen=True, slots=True)
 class Meter:
-    """``name``: local to the gateway. ``address``: 12 digits for DL/T 645, the unit 1 to 247 for Modbus."""
+    """``name``: local to the gateway. ``address``: 12 digits for DL/T 645, the unit 1 to 247 for Modbus.
+
+    ``role``: a boundary meter measures what an area takes, a check meter what another meter should say; both are read
+    before the customers.
+    """
 
     name: str
     address: str
     template: Template
     utc_offset_h: float = 8.0
     controllable: bool = False
+    role: Role = "customer"
 
     @property
     def zone(self) -> timezone:
@@ -41,11 +99,12 @@ class Meter:
 
 
 class Priority(IntEnum):
-    """Who goes first on a line; equals go in the order they came."""
+    """Who goes first on a line; equals go in the order they came, boundary and check meters before customers."""
 
     LIVE = 0
     COMMAND = 1
     BACKFILL = 2
+    SCAN = 3
 
 
 class Reason(StrEnum):
@@ -64,3 +123,12 @@ class PollFailure:
 
     reason: Reason
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TapEvent:
+    """Bytes as they went over a line. ``at_monotonic``: the event loop's seconds. "out" is what we sent."""
+
+    at_monotonic: float
+    direction: Literal["out", "in"]
+    raw: bytes

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from edge.model import Line, Meter
+from edge.model import Line, Meter, Parity, Protocol, Role, SerialEndpoint, SerialSetting, TcpEndpoint
 from gateway.uplink import Broker
 from protocols import templates
 
@@ -27,7 +27,6 @@ TLS_VARIABLES: Final = {"ca": "GRIDLOOM_MQTT_CA", "certificate": "GRIDLOOM_MQTT_
 
 # What the MQTT contract takes as a name, in topics and batches.
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-Protocol: TypeAlias = Literal["dlt645-2007", "modbus-tcp"]
 
 
 class _Section(BaseModel):
@@ -61,11 +60,19 @@ class TemplatesSection(_Section):
 
 
 class LineSection(_Section):
+    """``host`` and ``port``, or ``device``. The serial settings are a device's, or say what is behind a TCP server."""
+
     name: Name
     protocol: Protocol
-    host: str = Field(min_length=1)
-    port: int = Field(ge=1, le=65_535)
+    host: str | None = Field(None, min_length=1)
+    port: int | None = Field(None, ge=1, le=65_535)
+    device: str | None = Field(None, min_length=1)
+    baud: int | None = Field(None, ge=300, le=921_600)
+    parity: Parity | None = None
+    stop_bits: Literal[1, 2] = 1
+    data_bits: Literal[7, 8] = 8  # 7 only with modbus-ascii
     read_timeout_s: float = Field(1.0, gt=0, le=60, strict=False)
+    quarantine_s: float = Field(0.5, ge=0, le=60, strict=False)
 
 
 class MeterSection(_Section):
@@ -75,6 +82,7 @@ class MeterSection(_Section):
     template: str
     utc_offset_h: float = Field(8.0, ge=-12, le=14, strict=False)
     controllable: bool = False
+    role: Role = "customer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +155,8 @@ class _Check:
         self._unique("line", "name", ((i, line.name) for i, line in lines.items()))
         self._unique("meter", "name", ((i, meter.name) for i, meter in meters.items()))
         self._unique("meter", "address", ((i, f"{meter.address} on {meter.line}") for i, meter in meters.items()))
+        self._unique("line", "device", ((i, line.device) for i, line in lines.items() if line.device))
+        whole = [found for i, line in lines.items() if (found := self._line(f"line[{i}]", line))]
         made = self._meters(lines, meters, self._folder(own.directory if own else None))
         broker = self._broker(gateway.name if gateway else "", uplink.url if uplink else None)
         dlt645_password = self._dlt645_password()
@@ -159,13 +169,7 @@ class _Check:
             interval_s=poll.interval_s,
             backfill_days=backfill.days,
             queue_bytes_max=queue.bytes_max,
-            lines=tuple(
-                (
-                    Line(line.name, line.protocol, line.host, line.port, line.read_timeout_s),
-                    tuple(made[i] for i in made if meters[i].line == line.name),
-                )
-                for line in lines.values()
-            ),
+            lines=tuple((line, tuple(made[i] for i in made if meters[i].line == line.name)) for line in whole),
             dlt645_password=dlt645_password,
         )
 
@@ -219,6 +223,36 @@ class _Check:
             return None
         return folder
 
+    def _line(self, where: str, line: LineSection) -> Line | None:
+        """The line of a section, or None and its problems told."""
+        before = len(self._problems)
+        endpoint: TcpEndpoint | SerialEndpoint | None = None
+        setting = None
+        if line.baud is not None and line.parity is not None:
+            setting = SerialSetting(line.baud, line.parity, line.stop_bits, line.data_bits)
+            if line.data_bits == 7 and line.protocol != "modbus-ascii":
+                self._add(f"{where}.data_bits", f"{line.protocol} needs 8")
+        elif line.device or line.baud is not None or line.parity is not None:
+            missing = "baud" if line.baud is None else "parity"
+            self._add(f"{where}.{missing}", "is missing; a serial line states its baud and parity")
+        if line.device and (line.host or line.port):
+            self._add(where, "host and port, or device expected, got both")
+        elif line.device:
+            endpoint = SerialEndpoint(line.device, setting) if setting else None
+            if line.protocol in ("modbus-tcp", "modbus-rtu-over-tcp"):
+                self._add(f"{where}.device", f"{line.protocol} needs host and port; on a device speak modbus-rtu")
+        elif line.host and line.port:
+            endpoint = TcpEndpoint(line.host, line.port)
+            if line.protocol == "modbus-rtu":
+                self._add(f"{where}.protocol", 'through a TCP server it is "modbus-rtu-over-tcp"' + _got(line.protocol))
+        elif line.host or line.port:
+            self._add(f"{where}.{'port' if line.host else 'host'}", "is missing")
+        else:
+            self._add(where, "host and port, or device expected")
+        if endpoint is None or len(self._problems) > before:
+            return None
+        return Line(line.name, line.protocol, endpoint, line.read_timeout_s, line.quarantine_s, setting)
+
     def _meters(
         self, lines: Mapping[int, LineSection], meters: Mapping[int, MeterSection], folder: Path | None
     ) -> dict[int, Meter]:
@@ -240,15 +274,15 @@ class _Check:
                 if lines_are_whole:  # otherwise the broken line is the problem, and it is told
                     self._add(f"{where}.line", f"one of {', '.join(protocols)} expected" + _got(meter.line))
                 continue
-            # A maker's table is for any Modbus framing.
-            spoken = (protocol, "modbus") if protocol.startswith("modbus") else (protocol,)
+            # A Modbus table is for any framing: that is the line's.
+            spoken = ("modbus-tcp", "modbus") if protocol.startswith("modbus") else (protocol,)
             if template is not None and templates.protocol(template) not in spoken:
                 what = f'"{meter.template}" speaks {templates.protocol(template)}, line "{meter.line}" {protocol}'
                 self._add(f"{where}.template", what)
             if problem := _address_problem(protocol, meter.address):
                 self._add(f"{where}.address", problem + _got(meter.address))
             elif template is not None:
-                made[i] = Meter(meter.name, meter.address, template, meter.utc_offset_h, meter.controllable)
+                made[i] = Meter(meter.name, meter.address, template, meter.utc_offset_h, meter.controllable, meter.role)
         return made
 
     # ---- the environment ---------------------------------------------------------------------------------------------
@@ -293,7 +327,7 @@ class _Check:
 
 
 def _address_problem(protocol: Protocol, address: str) -> str | None:
-    if protocol == "dlt645-2007":
+    if protocol.startswith("dlt645"):
         return None if re.fullmatch(r"[0-9]{12}", address) else "12 digits expected"
     return None if re.fullmatch(r"[1-9][0-9]{0,2}", address) and int(address) <= 247 else "1 to 247 expected"
 

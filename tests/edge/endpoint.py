@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Literal, TypeAlias
 
-from edge.model import Line, Meter
+from edge.model import Line, Meter, TcpEndpoint
 from protocols import dlt645, modbus, templates
 from protocols.dlt645 import LoadRecord
 from protocols.quantities import ENERGY_NAMES, POWER_NAMES
@@ -62,7 +62,7 @@ class Endpoint:
     _transports: set[asyncio.Transport] = field(default_factory=set)
 
     def line(self, *, read_timeout_s: float = 1.0, quarantine_s: float = 0.5) -> Line:
-        return Line("line", self.protocol, "127.0.0.1", self.port, read_timeout_s, quarantine_s)
+        return Line("line", self.protocol, TcpEndpoint("127.0.0.1", self.port), read_timeout_s, quarantine_s)
 
     async def start(self) -> None:
         loop = asyncio.get_running_loop()

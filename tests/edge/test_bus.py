@@ -11,7 +11,7 @@ import pytest
 from edge import client as client_module
 from edge import link as link_module
 from edge.bus import Bus
-from edge.model import Line, Meter, PollFailure, Reason
+from edge.model import Line, Meter, PollFailure, Reason, TcpEndpoint
 from protocols.clock import SystemClock
 from protocols.quantities import ENERGY_NAMES, POWER_NAMES, Quality
 from protocols.uplink import Row
@@ -248,7 +248,7 @@ def test_a_connection_that_went_deaf_is_made_anew(monkeypatch: pytest.MonkeyPatc
 
 def test_no_endpoint_at_all_is_a_failure_and_not_an_exception() -> None:
     async def run() -> None:
-        bus = Bus(Line("line", "modbus-tcp", "127.0.0.1", 1), SystemClock())
+        bus = Bus(Line("line", "modbus-tcp", TcpEndpoint("127.0.0.1", 1)), SystemClock())
         for _ in range(3):
             assert reason(await bus.read_energy(meter_modbus(1), MARK)) is Reason.LINK_DOWN
         await bus.close()

@@ -5,7 +5,7 @@ import struct
 from datetime import timedelta
 
 from edge.bus import Bus
-from edge.model import Line, Meter, PollFailure, Reason
+from edge.model import Line, Meter, PollFailure, Reason, TcpEndpoint
 from protocols import modbus, templates
 from protocols.clock import SystemClock
 from protocols.uplink import Row
@@ -41,7 +41,7 @@ def test_the_power_of_an_sdm630_is_one_request() -> None:
         Sdm630.asked = []
         server = await asyncio.get_running_loop().create_server(Sdm630, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        bus = Bus(Line("l", "modbus-tcp", "127.0.0.1", port), SystemClock())
+        bus = Bus(Line("l", "modbus-tcp", TcpEndpoint("127.0.0.1", port)), SystemClock())
         meter = Meter("m1", "7", templates.load("eastron-sdm630"), controllable=True)
         row = await bus.read_power(meter, MARK)
         assert isinstance(row, Row), row

@@ -8,7 +8,7 @@ from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
 from edge.client import DLT645, MODBUS_TCP, Client
-from edge.model import Line, Priority
+from edge.model import Line, Priority, TcpEndpoint
 from protocols import dlt645, modbus
 from simulators.ports import free_port
 
@@ -24,7 +24,7 @@ def test_pymodbus_serves_our_client() -> None:
         ]
         server = ModbusTcpServer(SimDevice(17, simdata=data), address=("127.0.0.1", port))
         await server.serve_forever(background=True)
-        client = Client(Line("line", "modbus-tcp", "127.0.0.1", port), MODBUS_TCP)
+        client = Client(Line("line", "modbus-tcp", TcpEndpoint("127.0.0.1", port)), MODBUS_TCP)
 
         async def ask(transaction: int, pdu: bytes) -> bytes:
             request = modbus.Frame(transaction, 17, pdu)
@@ -58,7 +58,7 @@ def test_the_dlt645_package_serves_our_client() -> None:
             server.set_address(bytes.fromhex("000000123456")[::-1])  # the package wants it as on the wire
             server.set_00(0x00010000, 1234.56)
             server.set_02(0x02800002, 49.98)
-            client = Client(Line("line", "dlt645-2007", "127.0.0.1", server.server.port), DLT645)
+            client = Client(Line("line", "dlt645-2007", TcpEndpoint("127.0.0.1", server.server.port)), DLT645)
 
             async def ask(request: dlt645.Frame) -> bytes:
                 answer = await client.exchange(request, meter="m", priority=Priority.LIVE)

@@ -142,11 +142,12 @@ def test_every_problem_is_told_with_its_place(tmp_path: Path) -> None:
         'site.toml: gateway.name: letters, digits, ".", "_", "-" expected, at most 63, got "gw 1"',
         "site.toml: poll.interval_s: 900 expected, got 60",
         'site.toml: queue.bytes_max: a whole number expected, got "2 GB"',
-        "site.toml: line[0].protocol: 'dlt645-2007' or 'modbus-tcp' expected, got \"dlt645\"",
+        "site.toml: line[0].protocol: 'dlt645-2007', 'dlt645-1997', 'modbus-tcp', 'modbus-rtu', 'modbus-ascii' or "
+        "'modbus-rtu-over-tcp' expected, got \"dlt645\"",
         "site.toml: line[0].port: at most 65535 expected, got 400010",
         "site.toml: meter[1].address: text in quotes expected, got 12",
         "site.toml: meter[2].colour: unknown setting; "
-        "known are name, line, address, template, utc_offset_h, controllable",
+        "known are name, line, address, template, utc_offset_h, controllable, role",
         "site.toml: meter[3].name: is missing",
         'site.toml: meter[5].name: "m005" is meter[4] already',
         'site.toml: meter[5].address: "3 on b" is meter[4] already',
