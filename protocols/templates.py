@@ -6,6 +6,7 @@ needs no further checks. docs/templates.md says how to write one.
 
 import math
 import tomllib
+from collections.abc import Sequence
 from datetime import date
 from functools import cache
 from importlib.resources import files
@@ -54,19 +55,41 @@ class Dlt645Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     marks_max: Annotated[int, Meta(gt=0, le=dlt645.LOAD_RECORDS_MAX)]
 
 
-class Dlt645Template(msgspec.Struct, tag="dlt645-2007", tag_field="protocol", frozen=True, forbid_unknown_fields=True):
-    """``counter_modulus``: the steps at which an energy register returns to 0."""
+class Dlt645Freeze(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the meter froze at each local midnight, ``count`` days back.
+
+    ``time`` and the registers name the last freeze (DI0 01); the ones before it have DI0 02, 03 and so on.
+    """
+
+    count: Annotated[int, Meta(gt=0, le=0xFE)]
+    time: int
+    register: tuple[Dlt645Register, ...]
+    source: str = ""
+
+
+class Dlt645Meter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What tables of both editions say. ``counter_modulus``: the steps at which an energy register returns to 0."""
 
     name: str
     source: str
     register: tuple[Dlt645Register, ...]
-    profile: Dlt645Profile
     maker: str = "any"
     models: tuple[str, ...] = ()
     phases: Literal[1, 3] = 3
     side: Side | None = None
     counter_modulus: Positive | None = None
     notes: tuple[str, ...] = ()
+
+
+class Dlt645Template(Dlt645Meter, tag="dlt645-2007", tag_field="protocol", frozen=True, kw_only=True):
+    """``profile`` and ``freeze``: the memories it has. Without a profile its energy is what it counts now."""
+
+    profile: Dlt645Profile | None = None
+    freeze: Dlt645Freeze | None = None
+
+
+class Dlt645Template1997(Dlt645Meter, tag="dlt645-1997", tag_field="protocol", frozen=True, kw_only=True):
+    """Two-byte identifiers, and no memory: energy is what it counts now."""
 
 
 class ModbusValue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -177,6 +200,26 @@ class ModbusTemplate(msgspec.Struct, tag="modbus-tcp", tag_field="protocol", fro
     profile: ModbusProfile
 
 
+class ModbusFreeze(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Frozen blocks, one a day (or month, where ``every`` says so), at ``address`` + ``words`` * (n - 1).
+
+    ``time``: two registers from the block's start, YY MM and DD hh, a byte each. ``register``: what was frozen;
+    addresses are those of the first block. ``verified``: known which instant the time names, and what was frozen.
+    ``ratios``: extras that say PT and CT; all of them 1, it does not matter that the block counts another ``side``
+    than the registers do.
+    """
+
+    every: Literal["day", "month"]
+    address: Word
+    words: Positive
+    count: Positive
+    register: tuple[ModbusRegister, ...]
+    side: Side | None = None
+    ratios: tuple[str, ...] = ()
+    source: str = ""
+    verified: bool = False
+
+
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one read request may ask for.
 
@@ -199,8 +242,10 @@ class Probe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max: float
 
 
-class ModbusFamily(msgspec.Struct, tag="modbus", tag_field="protocol", frozen=True, forbid_unknown_fields=True):
-    """A maker's meter over any Modbus framing: registers only, so its energy is what it counts now."""
+class ModbusFamily(
+    msgspec.Struct, tag="modbus", tag_field="protocol", frozen=True, forbid_unknown_fields=True, cache_hash=True
+):
+    """A maker's meter over any Modbus framing. Its energy is what it counts now; ``freeze``: what it remembers."""
 
     name: str
     maker: str
@@ -213,6 +258,7 @@ class ModbusFamily(msgspec.Struct, tag="modbus", tag_field="protocol", frozen=Tr
     probe: tuple[Probe, ...]
     register: tuple[ModbusRegister, ...]
     extra: tuple[ModbusExtra, ...] = ()
+    freeze: tuple[ModbusFreeze, ...] = ()
     byte_order: Order = "big"
     side: Side | None = None
     verified: bool = False
@@ -248,22 +294,53 @@ class ModbusFamily(msgspec.Struct, tag="modbus", tag_field="protocol", frozen=Tr
         return scaled
 
 
-Template: TypeAlias = Dlt645Template | ModbusTemplate | ModbusFamily
+Template: TypeAlias = Dlt645Template | Dlt645Template1997 | ModbusTemplate | ModbusFamily
 
 # One mark in a Modbus load profile: uint32 time and four uint32 energy registers.
 MARK_WORDS: Final = 10
 
-_PROTOCOLS: Final[dict[type, str]] = {Dlt645Template: "dlt645-2007", ModbusTemplate: "modbus-tcp"}
+_PROTOCOLS: Final[dict[type, str]] = {
+    Dlt645Template: "dlt645-2007",
+    Dlt645Template1997: "dlt645-1997",
+    ModbusTemplate: "modbus-tcp",
+}
 _PARTS: Final[dict[str, dict[str, Any]]] = {
     "dlt645-2007": {"register": Dlt645Register},
+    "dlt645-1997": {"register": Dlt645Register},
     "modbus-tcp": {"register": ModbusRegister},
-    "modbus": {"register": ModbusRegister, "extra": ModbusExtra, "probe": Probe},
+    "modbus": {"register": ModbusRegister, "extra": ModbusExtra, "probe": Probe, "freeze": ModbusFreeze},
 }
 
 
 def protocol(template: Template) -> str:
     """As the table says it; a line speaks ``modbus-tcp``, on which a table for ``modbus`` works as well."""
     return _PROTOCOLS.get(type(template), "modbus")
+
+
+def has_profile(template: Template) -> bool:
+    """Whether the meter notes its registers at every mark; without that, energy is read as it counts."""
+    return isinstance(template, ModbusTemplate) or (
+        isinstance(template, Dlt645Template) and template.profile is not None
+    )
+
+
+def remembers(template: Template) -> bool:
+    """Whether a missed mark, or at least one at local midnight, can be read later."""
+    match template:
+        case ModbusTemplate():
+            return True
+        case Dlt645Template():
+            return template.profile is not None or template.freeze is not None
+        case ModbusFamily():
+            return any(usable_freeze(template, freeze) for freeze in template.freeze)
+        case Dlt645Template1997():
+            return False
+
+
+def usable_freeze(family: ModbusFamily, freeze: ModbusFreeze) -> bool:
+    """Whether daily blocks can be booked beside the registers: on one side of PT and CT, or with ratios to ask for."""
+    sides = {it.side or family.side for it in family.register if it.quantity in {f.quantity for f in freeze.register}}
+    return freeze.every == "day" and (bool(freeze.ratios) or (freeze.side is not None and sides == {freeze.side}))
 
 
 def names(folder: Traversable | None = None) -> list[str]:
@@ -340,11 +417,26 @@ def _misfits(document: dict[str, Any]) -> list[str]:
 
 def check(template: Template) -> list[str]:
     """What types cannot say: known names, members inside their block, whole numbers where money is counted."""
+    problems = _register_problems("register", template.register, "1997" if _is_1997(template) else "2007")
+    if isinstance(template, Dlt645Template) and template.freeze is not None:
+        problems += _freeze_problems(template.freeze)
+    if isinstance(template, ModbusFamily):
+        problems += _family_problems(template)
+    return problems
+
+
+def _is_1997(template: Template) -> bool:
+    return isinstance(template, Dlt645Template1997)
+
+
+def _register_problems(
+    where: str, registers: Sequence[Dlt645Register | ModbusRegister], edition: dlt645.Edition = "2007"
+) -> list[str]:
     problems: list[str] = []
     seen: set[str] = set()
-    registers: tuple[Dlt645Register | ModbusRegister, ...] = template.register
+    table = dlt645.items(edition)
     for i, register in enumerate(registers):
-        at = f"register[{i}]"
+        at = f"{where}[{i}]"
         quantity = QUANTITIES.get(register.quantity)
         if quantity is None:
             problems.append(f'{at}.quantity: "{register.quantity}" is not a quantity')
@@ -355,12 +447,35 @@ def check(template: Template) -> list[str]:
         seen.add(register.quantity)
         if isinstance(register, ModbusRegister):
             problems += _value_problems(at, register)
-        elif register.di not in dlt645.ITEMS:
-            problems.append(f"{at}.di: {register.di:08X} is not a known data identifier")
-        elif register.member >= dlt645.ITEMS[register.di].count:
-            problems.append(f"{at}.member: {register.di:08X} has {dlt645.ITEMS[register.di].count} members")
-    if isinstance(template, ModbusFamily):
-        problems += _family_problems(template)
+        elif register.di not in table:
+            problems.append(f"{at}.di: {_di(register.di, edition)} is not a known data identifier")
+        elif register.member >= table[register.di].count:
+            problems.append(f"{at}.member: {_di(register.di, edition)} has {table[register.di].count} members")
+    return problems
+
+
+def _di(di: int, edition: dlt645.Edition) -> str:
+    return f"{di:04X}" if edition == "1997" else f"{di:08X}"
+
+
+def _freeze_problems(freeze: Dlt645Freeze) -> list[str]:
+    problems = _register_problems("freeze.register", freeze.register)
+    problems += _only_energy("freeze.register", freeze.register)
+    for at, di in [("time", freeze.time), *((f"register[{i}].di", it.di) for i, it in enumerate(freeze.register))]:
+        if di & 0xFF != 1:
+            problems.append(f"freeze.{at}: the last freeze expected, which ends in 01, got {di:08X}")
+    item = dlt645.ITEMS.get(freeze.time)
+    if item is None or [field.fields for field in item.group] != [("YY", "MM", "DD", "hh", "mm")]:
+        problems.append(f"freeze.time: {freeze.time:08X} is not the time of a freeze")
+    return problems
+
+
+def _only_energy(where: str, registers: Sequence[Dlt645Register | ModbusRegister]) -> list[str]:
+    problems = [] if registers else [f"{where}: at least one expected"]
+    for i, register in enumerate(registers):
+        quantity = QUANTITIES.get(register.quantity)
+        if quantity is not None and quantity.kind is not Kind.ENERGY:
+            problems.append(f'{where}[{i}].quantity: an energy register expected, got "{register.quantity}"')
     return problems
 
 
@@ -410,6 +525,8 @@ def _family_problems(family: ModbusFamily) -> list[str]:
             problems.append(f'{at}.scale_register: "{value.scale_register}" is not an [[extra]] of type int16')
         if isinstance(value, ModbusRegister) and value.type == "ascii":
             problems.append(f"{at}.type: a quantity is a number")
+    for i, freeze in enumerate(family.freeze):
+        problems += _modbus_freeze_problems(f"freeze[{i}]", family, freeze)
     if not family.probe:
         problems.append("probe: at least one [[probe]] expected")
     for i, probe in enumerate(family.probe):
@@ -417,4 +534,22 @@ def _family_problems(family: ModbusFamily) -> list[str]:
             problems.append(f'probe[{i}].register: "{probe.register}" is neither a register nor an extra')
         if not probe.min <= probe.max:
             problems.append(f"probe[{i}].min: {probe.min} is more than max")
+    return problems
+
+
+def _modbus_freeze_problems(at: str, family: ModbusFamily, freeze: ModbusFreeze) -> list[str]:
+    where = f"{at}.register"
+    problems = _register_problems(where, freeze.register) + _only_energy(where, freeze.register)
+    if freeze.address + freeze.words * freeze.count > 0x1_0000:
+        problems.append(f"{at}.count: {freeze.count} blocks of {freeze.words} registers pass 65535")
+    for i, register in enumerate(freeze.register):
+        last = register.address + (register.count if register.type in WORDS else 1)
+        if not freeze.address + 2 <= register.address or last > freeze.address + freeze.words:
+            problems.append(f"{where}[{i}].address: {register.address} lies outside the first block, or in its time")
+        elif last - freeze.address > family.limits.words_max:
+            problems.append(
+                f"{where}[{i}].address: with the time {last - freeze.address} registers, more than a request"
+            )
+    extras = {extra.name for extra in family.extra}
+    problems += [f'{at}.ratios: "{name}" is not an [[extra]]' for name in freeze.ratios if name not in extras]
     return problems
