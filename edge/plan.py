@@ -5,9 +5,11 @@ lists freely, over others as far as ``gap_max`` allows, over a forbidden one nev
 words of a counter come from one moment.
 """
 
-from collections.abc import Collection, Iterable
+import struct
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import groupby
 
 from protocols import modbus
@@ -132,23 +134,120 @@ def plan(family: ModbusFamily, keys: frozenset[str]) -> Plan:
     return Plan(tuple(requests), tuple(readings))
 
 
-def decode(family: ModbusFamily, made: Plan, answers: list[bytes]) -> dict[str, float | int | str | None]:
-    """The values of a plan's ``readings``. ``answers``: the registers each request brought, (2 × count,) bytes.
+class Decoder:
+    """``plan``'s answers to values, compiled: one ``struct`` for all numbers of a request that share an order.
 
-    A value whose scale register says nothing is null: without it, it would be wrong by a power of ten. Raises
-    FrameError for registers that cannot be such a value.
+    Values are None where the meter says "none" or where the scale register says nothing, since without it a value would
+    be wrong by a power of ten.
     """
-    raws = {
-        reading.key: answers[reading.request][2 * reading.offset : 2 * (reading.offset + reading.value.count)]
-        for reading in made.readings
-    }
-    decoded: dict[str, float | int | str | None] = {}
+
+    def __init__(self, family: ModbusFamily, made: Plan) -> None:
+        self._blocks = [
+            block for number, request in enumerate(made.requests) for block in _blocks(family, made, number, request)
+        ]
+        self._others = [
+            (reading, partial(family.decode, reading.value))
+            for reading in made.readings
+            if _letter(reading.value) is None
+        ]
+        self._scaled = [(reading.key, reading.value.scale_register) for reading in made.readings]
+        self._powers = {
+            name: next(it for it in made.readings if it.key == name) for _, name in self._scaled if name is not None
+        }
+
+    def __call__(self, answers: Sequence[bytes]) -> dict[str, float | int | str | None]:
+        """``answers``: the registers each request brought, (2 × count,) bytes. Raises FrameError for what is no such
+        value."""
+        values: dict[str, float | int | str | None] = {}
+        for block in self._blocks:
+            raw = answers[block.request]
+            if block.swaps_bytes:
+                words = array("H", raw)
+                words.byteswap()
+                raw = words.tobytes()
+            for key, scale, null, is_rounded, steps in zip(
+                block.keys, block.scales, block.nulls, block.rounded, block.layout.unpack(raw), strict=True
+            ):
+                if steps == null or steps - steps != 0:  # NaN and infinity differ from themselves
+                    values[key] = None
+                else:
+                    values[key] = round(steps * scale) if is_rounded else steps * scale
+        for reading, decode_one in self._others:
+            values[reading.key] = decode_one(_raw(reading, answers))
+        if self._powers:
+            self._apply_powers(values, answers)
+        return values
+
+    def _apply_powers(self, values: dict[str, float | int | str | None], answers: Sequence[bytes]) -> None:
+        powers = {name: modbus.decode_scale(_raw(reading, answers)) for name, reading in self._powers.items()}
+        for key, name in self._scaled:
+            value = values[key]
+            if name is None or isinstance(value, str) or value is None:
+                continue
+            power = powers[name]
+            scaled = None if power is None else value * 10.0**power
+            values[key] = round(scaled) if scaled is not None and key in ENERGY_NAMES else scaled
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """The numbers of one request in one order; ``layout`` takes its whole answer."""
+
+    request: int
+    layout: struct.Struct
+    swaps_bytes: bool
+    keys: tuple[str, ...]
+    scales: tuple[float | int, ...]
+    nulls: tuple[int | None, ...]
+    rounded: tuple[bool, ...]
+
+
+def _letter(value: ModbusValue) -> str | None:
+    """The struct letter of a number; None for what takes more than that: text and BCD."""
+    return None if value.type == "ascii" or value.type.startswith("bcd") else modbus.TYPES[value.type][0]
+
+
+def _blocks(family: ModbusFamily, made: Plan, number: int, request: Span) -> Iterator[_Block]:
+    # Low words first is high words first with all bytes of the block turned round, so each order is a struct's own
+    # after at most one swap of the bytes of every register.
+    found: dict[tuple[str, bool], list[Reading]] = {}
     for reading in made.readings:
-        value = family.decode(reading.value, raws[reading.key])
-        if reading.value.scale_register is not None and isinstance(value, float | int):
-            power = modbus.decode_scale(raws[reading.value.scale_register])
-            value = None if power is None else value * 10.0**power
-            if value is not None and reading.key in ENERGY_NAMES:
-                value = round(value)
-        decoded[reading.key] = value
-    return decoded
+        if reading.request == number and _letter(reading.value) is not None:
+            words = reading.value.word_order or family.word_order
+            octets = reading.value.byte_order or family.byte_order
+            found.setdefault(("<" if words == "little" else ">", words != octets), []).append(reading)
+    for (endian, swaps), readings in found.items():
+        left = sorted(readings, key=lambda it: it.offset)
+        while left:  # more than once where a table names registers twice
+            text, at = endian, 0
+            taken: list[Reading] = []
+            for reading in left:
+                if reading.offset >= at:
+                    text += f"{2 * (reading.offset - at)}x{_letter(reading.value)}"
+                    at = reading.offset + reading.value.count
+                    taken.append(reading)
+            left = [reading for reading in left if reading not in taken]
+            scales = tuple(_scale(reading.value) for reading in taken)
+            yield _Block(
+                number,
+                struct.Struct(f"{text}{2 * (request.count - at)}x"),
+                swaps,
+                tuple(reading.key for reading in taken),
+                scales,
+                tuple(reading.value.null for reading in taken),
+                tuple(it.key in ENERGY_NAMES and isinstance(by, float) for it, by in zip(taken, scales, strict=True)),
+            )
+
+
+def _scale(value: ModbusValue) -> float | int:
+    """An integer where the product is one, so that it is exact also past 2**53."""
+    return int(value.scale) if value.scale.is_integer() and value.type not in ("float32", "float64") else value.scale
+
+
+def _raw(reading: Reading, answers: Sequence[bytes]) -> bytes:
+    return answers[reading.request][2 * reading.offset : 2 * (reading.offset + reading.value.count)]
+
+
+def decode(family: ModbusFamily, made: Plan, answers: Sequence[bytes]) -> dict[str, float | int | str | None]:
+    """``Decoder`` for once."""
+    return Decoder(family, made)(answers)
