@@ -1,7 +1,8 @@
 """The meters on the customers and areas of a layout: their points, addresses, protocols and clocks."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
 from simulators.layout import Area, Habit
@@ -78,20 +79,70 @@ def _place(area: Area, number: int, seed: int) -> Iterator[Meter]:
 
 
 @dataclass(frozen=True, slots=True)
-class MeterClock:
-    """A meter's own clock against the true one, in seconds since 1970 UTC."""
+class Setting:
+    """A clock was set to ``to_s`` at the true moment ``at_s``. ``broadcast``: by 08H, which counts for the day."""
 
-    drifts: bool
-    start_s: float
+    at_s: float
+    to_s: float
+    broadcast: bool = False
+
+
+@dataclass(slots=True)
+class MeterClock:
+    """A meter's own clock against the true one, in seconds since 1970 UTC.
+
+    At ``since_s`` it was ``ahead_s`` (negative: slow) and it gains ``gains_s_per_day``; a clock that moves away from
+    the right time kept time before it left it. Orders set it; it then drifts on from there.
+    """
+
+    ahead_s: float = 0.0
+    gains_s_per_day: float = 0.0
+    since_s: float = 0.0
+    settings: list[Setting] = field(default_factory=list)  # oldest first
+
+    @property
+    def is_right(self) -> bool:
+        """Since ever: its marks are the true ones."""
+        return not (self.ahead_s or self.gains_s_per_day or self.settings)
 
     def at(self, true_s: float) -> float:
-        if not self.drifts:
-            return true_s
-        return true_s - max(0.0, SLOW_AT_START_S + LOST_PER_DAY_S * (true_s - self.start_s) / DAY_S)
+        for setting in reversed(self.settings):
+            if setting.at_s <= true_s:
+                return setting.to_s + (self._ran(true_s) - self._ran(setting.at_s))
+        return self._ran(true_s)
 
-    def true(self, meter_s: float) -> float:
-        """Inverse of ``at``."""
-        if not self.drifts:
-            return meter_s
-        rate = LOST_PER_DAY_S / DAY_S
-        return max(meter_s, (meter_s + SLOW_AT_START_S - rate * self.start_s) / (1 - rate))
+    def true(self, meter_s: float, *, by_s: float = inf) -> float | None:
+        """The last moment until ``by_s`` at which the clock showed ``meter_s``; None where it skipped it.
+
+        A clock that is set back shows a time twice, and its memory keeps what it wrote last.
+        """
+        until_s = inf
+        for setting in reversed(self.settings):
+            true_s = self._ran_at(meter_s - setting.to_s + self._ran(setting.at_s))
+            if setting.at_s <= true_s < until_s and true_s <= by_s:
+                return true_s
+            until_s = setting.at_s
+        true_s = self._ran_at(meter_s)
+        return true_s if true_s < until_s and true_s <= by_s else None
+
+    def set(self, true_s: float, to_s: float, *, broadcast: bool = False) -> None:
+        self.settings.append(Setting(true_s, to_s, broadcast))
+
+    def _ran(self, true_s: float) -> float:
+        """What it would show had nobody ever set it."""
+        return true_s + self._clipped(self.ahead_s + self.gains_s_per_day * (true_s - self.since_s) / DAY_S)
+
+    def _ran_at(self, meter_s: float) -> float:
+        """Inverse of ``_ran``."""
+        rate = self.gains_s_per_day / DAY_S
+        true_s = (meter_s - self.ahead_s + rate * self.since_s) / (1 + rate)
+        return meter_s - self._clipped(meter_s - true_s)
+
+    def _clipped(self, offset_s: float) -> float:
+        if self.gains_s_per_day < 0 and self.ahead_s <= 0:
+            return min(0.0, offset_s)
+        return max(0.0, offset_s) if self.gains_s_per_day > 0 and self.ahead_s >= 0 else offset_s
+
+
+def drifting(start_s: float) -> MeterClock:
+    return MeterClock(-SLOW_AT_START_S, -LOST_PER_DAY_S, start_s)

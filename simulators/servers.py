@@ -10,9 +10,9 @@ import hmac
 import logging
 import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import inf, sqrt
 from typing import Final, TypeAlias
 
@@ -24,8 +24,8 @@ from simulators.layout import Habit
 from simulators.meters import DLT645
 from simulators.meters import Meter as MeterPlan
 from simulators.ports import LOOPBACK
+from simulators.site import ClockSetting, Site, SiteError, append_clock_journal, append_journal
 from simulators.site import RelayAction as JournalEntry
-from simulators.site import Site, SiteError, append_journal
 from simulators.world import INTERVAL_S, WH_PER_STEP, ZONE, Integers, World
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ PASSWORD_VARIABLE: Final = "GRIDLOOM_645_PASSWORD"  # noqa: S105 - a name, not a
 AHEAD_S = 6 * 3600  # the world is computed this far ahead of the clock, so that no request waits for a power flow
 HISTORY_KEPT_S = 2 * 86_400
 PHASE_SHARE = (1.004, 0.993, 1.003)  # of the mean voltage: no three phases are alike
+BROADCAST_MAX_S = 300  # a meter takes no longer step from 08H
+DATE_BYTES, TIME_BYTES = 4, 3  # of 04000101 and 04000102
 UNREAD_BYTES_MAX = 65_536  # a peer that asks on without reading the answers is cut off
 
 
@@ -86,10 +88,18 @@ class Field:
     def set_relay(self, row: int, *, closed: bool, expires_at: datetime) -> None:
         """Journal it, then do it. ``expires_at`` is by the meter's clock."""
         meter, at_s = self.world.meters[row], self.now_s()
-        expires_s = inf if closed else self.world.clocks[row].true(expires_at.timestamp())
+        expires_s = None if closed else self.world.clocks[row].true(expires_at.timestamp())
+        expires_s = inf if expires_s is None else expires_s
         append_journal(self.site.directory, JournalEntry(at_s, meter.point, closed, expires_s))
         self.world.set_relay(row, at_s, closed=closed, expires_s=expires_s)
         logger.info("relay %s point=%s until=%s", "closed" if closed else "opened", meter.point, expires_at.isoformat())
+
+    def set_clock(self, row: int, to: datetime, *, broadcast: bool = False) -> None:
+        """Journal it, then do it."""
+        meter, at_s, before = self.world.meters[row], self.now_s(), self.meter_now(row)
+        append_clock_journal(self.site.directory, ClockSetting(at_s, meter.point, to.timestamp(), broadcast))
+        self.world.clocks[row].set(at_s, to.timestamp(), broadcast=broadcast)
+        logger.info("clock set point=%s from=%s to=%s", meter.point, before.isoformat(), to.isoformat())
 
     def compute_ahead(self) -> None:
         now_s = self.now_s()
@@ -191,7 +201,10 @@ def answer_dlt645(site: Field, row: int, request: dlt645.Frame) -> dlt645.Frame 
             return dlt645.reply(request, own, bytes.fromhex(own)[::-1])
         if request.function == dlt645.Function.RELAY:
             return _order_relay(site, row, request)
+        if request.function == dlt645.Function.WRITE:
+            return _write_clock(site, row, request)
         if request.function == dlt645.Function.BROADCAST_TIME:
+            _take_broadcast(site, row, request)
             return None
     except FrameError:
         pass
@@ -261,6 +274,38 @@ def _order_relay(site: Field, row: int, request: dlt645.Frame) -> dlt645.Frame:
     return dlt645.reply(request, own)
 
 
+def _take_broadcast(site: Field, row: int, request: dlt645.Frame) -> None:
+    """At most 5 minutes, and once a day of the meter's own; otherwise the meter goes on as it was."""
+    if request.address != dlt645.BROADCAST:
+        return
+    told, own = dlt645.decode_broadcast_time(request, ZONE), site.meter_now(row)
+    days = {
+        datetime.fromtimestamp(setting.to_s, ZONE).date()
+        for setting in site.world.clocks[row].settings
+        if setting.broadcast
+    }
+    if abs((told - own).total_seconds()) <= BROADCAST_MAX_S and own.astimezone(ZONE).date() not in days:
+        site.set_clock(row, told, broadcast=True)
+
+
+def _write_clock(site: Field, row: int, request: dlt645.Frame) -> dlt645.Frame:
+    """The date or the time of day; the other one goes on. A second that is written begins then."""
+    own = site.world.meters[row].serial
+    di, who, data = dlt645.decode_write(request)
+    if not site.password or not hmac.compare_digest(who.password, site.password):
+        return dlt645.refuse(request, own, dlt645.Fault.PASSWORD_OR_UNAUTHORISED)
+    now = site.meter_now(row)
+    if di == dlt645.DATE and len(data) == DATE_BYTES:
+        told = dlt645.decode_clock(data, dlt645.encode_time(now, "SMH", ZONE), ZONE)
+        told += timedelta(microseconds=now.microsecond)
+    elif di == dlt645.TIME and len(data) == TIME_BYTES:
+        told = dlt645.decode_clock(dlt645.encode_time(now, "wdmy", ZONE), data, ZONE)
+    else:
+        return dlt645.refuse(request, own, dlt645.Fault.NO_SUCH_DATA)
+    site.set_clock(row, told)
+    return dlt645.reply(request, own)
+
+
 # ---- lines -----------------------------------------------------------------------------------------------------------
 
 
@@ -308,18 +353,23 @@ class Dlt645Line(_Line):
             if isinstance(event, Garbage):
                 logger.debug("not DL/T 645: %s", event.raw.hex(" "))
                 continue
-            row = self._meant(event)
-            if row is not None and not event.is_reply and not self._site.is_silent(row):
-                answer = answer_dlt645(self._site, row, event)
-                if answer is not None:
-                    self._send(dlt645.encode(answer))
+            for row in () if event.is_reply else self._meant(event):
+                if not self._site.is_silent(row):
+                    answer = answer_dlt645(self._site, row, event)
+                    if answer is not None:
+                        self._send(dlt645.encode(answer))
 
-    def _meant(self, frame: dlt645.Frame) -> int | None:
-        """The meter a frame is for. A wildcard that several match would make them talk at once: nobody is heard."""
-        if (row := self._rows.get(frame.address)) is not None or "A" not in frame.address:
-            return row
+    def _meant(self, frame: dlt645.Frame) -> Collection[int]:
+        """The meters a frame is for. A wildcard that several match would make them talk at once: nobody is heard."""
+        if frame.address == dlt645.BROADCAST:
+            # Others than the time would be answered below, and nobody answers a broadcast.
+            return self._rows.values() if frame.function == dlt645.Function.BROADCAST_TIME else ()
+        if (row := self._rows.get(frame.address)) is not None:
+            return (row,)
+        if "A" not in frame.address:
+            return ()
         matching = [row for address, row in self._rows.items() if dlt645.address_matches(frame.address, address)]
-        return matching[0] if len(matching) == 1 else None
+        return matching if len(matching) == 1 else ()
 
 
 LineProtocol: TypeAlias = type[ModbusLine] | type[Dlt645Line]

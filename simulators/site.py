@@ -4,11 +4,12 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from math import inf
 from pathlib import Path
+from typing import Any
 
 from simulators.layout import BYPASS_FROM_H, BYPASS_TO_H, FEEDERS, SCALED_SHARE, Habit
 from simulators.meters import LOST_PER_DAY_S, SLOW_AT_START_S, TEMPLATES, Meter, gateway_name
@@ -63,6 +64,9 @@ class Site:
         for action in read_journal(self.directory):
             if (row := world.row_of.get(action.point)) is not None:
                 world.set_relay(row, action.at_s, closed=action.closed, expires_s=action.expires_s)
+        for setting in read_clock_journal(self.directory):
+            if (row := world.row_of.get(setting.point)) is not None:
+                world.clocks[row].set(setting.at_s, setting.to_s, broadcast=setting.broadcast)
 
 
 def load(directory: Path) -> Site:
@@ -262,7 +266,7 @@ controllable = {controllable}
 """
 
 
-# ---- relay journal ---------------------------------------------------------------------------------------------------
+# ---- journals --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,12 +279,38 @@ class RelayAction:
     expires_s: float = inf
 
 
+@dataclass(frozen=True, slots=True)
+class ClockSetting:
+    """A meter's clock set to ``to_s`` at ``at_s``, both in seconds since 1970 UTC."""
+
+    at_s: float
+    point: str
+    to_s: float
+    broadcast: bool
+
+
 def append_journal(directory: Path, action: RelayAction) -> None:
-    """On disk before the meter answers: what was confirmed outlives a crash."""
     told = {"at_s": action.at_s, "point": action.point, "closed": action.closed}
     if action.expires_s != inf:
         told["expires_s"] = action.expires_s
-    with (directory / "relays.jsonl").open("a+b") as file:
+    _append(directory / "relays.jsonl", told)
+
+
+def read_journal(directory: Path) -> list[RelayAction]:
+    return [RelayAction(**told) for told in _read(directory / "relays.jsonl")]
+
+
+def append_clock_journal(directory: Path, setting: ClockSetting) -> None:
+    _append(directory / "clocks.jsonl", asdict(setting))
+
+
+def read_clock_journal(directory: Path) -> list[ClockSetting]:
+    return [ClockSetting(**told) for told in _read(directory / "clocks.jsonl")]
+
+
+def _append(path: Path, told: dict[str, Any]) -> None:
+    """On disk before the meter answers: what was confirmed outlives a crash."""
+    with path.open("a+b") as file:
         file.seek(0)
         whole = file.read()
         file.truncate(whole.rfind(b"\n") + 1)  # a line cut off by a crash would spoil the one that follows
@@ -289,12 +319,11 @@ def append_journal(directory: Path, action: RelayAction) -> None:
         os.fsync(file.fileno())
 
 
-def read_journal(directory: Path) -> list[RelayAction]:
+def _read(path: Path) -> list[dict[str, Any]]:
     """All whole lines; a last line cut off by a crash was never confirmed."""
-    path = directory / "relays.jsonl"
     if not path.exists():
         return []
-    return [RelayAction(**json.loads(line)) for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"]
 
 
 # ---- truth -----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from simulators import layout, meters
 from simulators.layout import Habit
 from simulators.loads import Loads
-from simulators.meters import DAY_S, MeterClock
+from simulators.meters import DAY_S, MeterClock, drifting
 from simulators.powerflow import HV_V, AreaFlow
 from simulators.profiles import QUARTERS, Array
 
@@ -119,7 +119,9 @@ class World:
             [layout.registered_share(self.meters[row].habit) for row in self._rows]
         )
         self._ratio: Array = np.array([float(meter.ratio) for meter in self.meters])
-        self.clocks = [MeterClock(meter.habit is Habit.DRIFTING, self.start_s) for meter in self.meters]
+        self.clocks = [
+            drifting(self.start_s) if meter.habit is Habit.DRIFTING else MeterClock() for meter in self.meters
+        ]
         rng = np.random.default_rng([self.seed, 4])
         kwh = rng.uniform(500, 60_000, (len(self.meters), REGISTERS)) * [1, 0.01, 0.3, 0.05]
         self._total: Array = np.floor(kwh * 100) * WH_PER_STEP / np.where(is_head, 10, 1)[:, None]
@@ -306,14 +308,14 @@ class World:
     def record(self, row: int, meter_mark_s: int, now_s: float) -> list[int] | None:
         """The registers in the load profile at a mark of the meter's own clock; None where its memory has none."""
         clock = self.clocks[row]
-        true_s = clock.true(meter_mark_s)
-        if meter_mark_s % INTERVAL_S or not self.zero_s <= true_s <= now_s:
+        true_s = clock.true(meter_mark_s, by_s=now_s)
+        if true_s is None or meter_mark_s % INTERVAL_S or true_s < self.zero_s:
             return None
         self.extend(true_s + 1)
-        if clock.drifts:
-            shown = self.reading(row, true_s)
-        else:
+        if clock.is_right:
             shown = self.registers[row, (meter_mark_s - self.zero_s) // INTERVAL_S]
+        else:
+            shown = self.reading(row, true_s)
         steps: list[int] = shown.tolist()
         return steps
 

@@ -315,6 +315,62 @@ async def test_645_relay_wants_the_password_and_a_future_expiry(built: Site, _: 
             await order(RelayAction.TRIP, "02000000", 600)
 
 
+def ahead_s(field: Field, row: int) -> float:
+    return (field.meter_now(row) - field.clock.now()).total_seconds()
+
+
+@sync
+async def test_645_broadcast_time_moves_every_meter_of_the_line_once_a_day_and_five_minutes_at_most(
+    built: Site, _: World
+) -> None:
+    async with answering(built, built.world()) as field:
+        row = find(field.world, DLT645)
+        line = field.world.meters[row].line
+        rows = [r for r, meter in enumerate(field.world.meters) if meter.line == line]
+
+        async def tell(by_s: float) -> None:
+            told = field.clock.now() + timedelta(seconds=by_s)
+            assert await ask(field, row, dlt645.broadcast_time(told, ZONE), timeout_s=0.2) is None
+
+        await tell(400)
+        assert [ahead_s(field, r) for r in rows if field.world.clocks[r].is_right] == [0.0] * len(rows)
+        await tell(240)
+        assert {ahead_s(field, r) for r in rows} == {240.0}
+        await tell(0)
+        assert {ahead_s(field, r) for r in rows} == {240.0}, "once a day"
+        advance(field, 86_400)
+        await tell(0)
+        assert {round(ahead_s(field, r)) for r in rows} == {0}
+        again = built.world()
+        assert again.clocks[row].at(field.now_s()) == field.world.clocks[row].at(field.now_s()), "it outlives a restart"
+
+
+@sync
+async def test_645_writes_date_and_time_with_the_password(built: Site, _: World) -> None:
+    async with answering(built, built.world()) as field:
+        row = find(field.world, DLT645)
+        serial, told = field.world.meters[row].serial, field.clock.now() - timedelta(days=3, hours=2)
+
+        async def write(di: int, data: bytes, password: str = PASSWORD) -> bytes:
+            request = dlt645.write(serial, di, dlt645.Credentials(password), data)
+            answer = await ask(field, row, request)
+            assert answer is not None
+            return dlt645.decode_reply(request, answer)
+
+        date, time = dlt645.encode_time(told, "wdmy", ZONE), dlt645.encode_time(told, "SMH", ZONE)
+        with pytest.raises(MeterError) as refused:
+            await write(dlt645.DATE, date, "04000000")
+        assert refused.value.code == Fault.PASSWORD_OR_UNAUTHORISED
+        for di, data in ((dlt645.DATE, bytes.fromhex("01320301")), (dlt645.TIME, time[:2]), (0x04000103, b"\x0f")):
+            with pytest.raises(MeterError):
+                await write(di, data)
+        assert ahead_s(field, row) == 0
+        assert await write(dlt645.DATE, date) == b""
+        assert ahead_s(field, row) == -3 * 86_400
+        assert await write(dlt645.TIME, time) == b""
+        assert ahead_s(field, row) == -3 * 86_400 - 7200
+
+
 @sync
 async def test_wrong_addresses_broadcasts_and_crowds_get_no_answer(built: Site, world: World) -> None:
     async with answering(built, world) as field:
@@ -322,7 +378,8 @@ async def test_wrong_addresses_broadcasts_and_crowds_get_no_answer(built: Site, 
         for request in (
             dlt645.read("209900000001", 0x00010000),
             dlt645.read_address(),  # several meters would talk at once
-            dlt645.broadcast_time(START, ZONE),
+            dlt645.broadcast_time(START - timedelta(days=1), ZONE),
+            dlt645.freeze(),
         ):
             assert await ask(field, row, request, timeout_s=0.2) is None
 

@@ -6,6 +6,7 @@ import pytest
 from simulators import layout, profiles
 from simulators.layout import Habit, design
 from simulators.loads import Loads
+from simulators.meters import MeterClock
 from simulators.powerflow import AreaFlow
 from simulators.profiles import QUARTERS
 from simulators.world import DAYS_BEFORE, INTERVAL_S, REGISTERS, WH_PER_STEP, World
@@ -156,8 +157,37 @@ def test_the_drifting_clock_is_slow_and_its_records_are_taken_late(world: World)
     for at_s in (world.start_s, world.start_s - 40 * 86_400, world.start_s + 1e5):
         assert clock.true(clock.at(at_s)) == pytest.approx(at_s)
     mark_s = round(world.start_s)
+    true_s = clock.true(mark_s)
+    assert true_s is not None
     assert world.record(row, mark_s, mark_s + 100) is None, "the meter has not come to this mark yet"
-    assert world.record(row, mark_s, mark_s + 300) == world.reading(row, clock.true(mark_s)).tolist()
+    assert world.record(row, mark_s, mark_s + 300) == world.reading(row, true_s).tolist()
+
+
+@pytest.mark.parametrize(("ahead_s", "gains_s_per_day"), [(0, 0), (-200, -8), (150, 20), (90, -30), (-70, 40)])
+def test_a_clock_that_is_set_skips_marks_or_lives_them_twice(ahead_s: float, gains_s_per_day: float) -> None:
+    clock = MeterClock(ahead_s, gains_s_per_day, since_s=1000.0)
+    for at_s in (1000.0, 90_000.0, 1e6):
+        assert clock.true(clock.at(at_s)) == pytest.approx(at_s)
+    clock.set(2_000_000, 2_003_600)  # an hour ahead
+    clock.set(2_010_000, 2_010_000)
+    assert clock.at(2_000_000) == 2_003_600
+    assert clock.true(2_001_800) is None, "it skipped this"
+    twice_s = 2_011_000.0  # shown at about 2,007,400 by the wrong clock, and again a little after it was set right
+    assert clock.true(twice_s) == pytest.approx(twice_s, abs=1)
+    first_s = clock.true(twice_s, by_s=2_010_500)
+    assert first_s == pytest.approx(twice_s - 3600, abs=5)
+    assert not clock.is_right
+
+
+def test_the_memory_of_a_clock_that_was_set_forward_lacks_the_marks_it_skipped() -> None:
+    world = new_world(8)
+    row = next(r for r, m in enumerate(world.meters) if m.habit is Habit.PLAIN)
+    at_s = world.start_s + 600.0  # ten minutes after a mark
+    world.clocks[row].set(at_s, at_s + 1800)
+    marks = [round(world.start_s) + i * INTERVAL_S for i in range(5)]
+    there = [world.record(row, mark_s, at_s + 900) is not None for mark_s in marks]
+    assert there == [True, False, False, True, False], "two skipped, one lived early, one not yet"
+    assert world.record(row, marks[3], at_s + 900) == world.reading(row, marks[3] - 1800).tolist()
 
 
 # ---- relays ----------------------------------------------------------------------------------------------------------
