@@ -14,7 +14,7 @@ from protocols.dlt645.table import TARIFF_NAMES, items
 # What people paste between bytes, and before them.
 _BETWEEN = re.compile(r"0[xX]|[\s,;:\-|]+|(?<=[0-9A-Fa-f]{2})[hH]\b")
 
-_FLAWS = {
+FLAWS = {
     "no_start": "it does not begin with 68H",
     "second_start": "the second 68H is missing, so this 68H begins no frame",
     "truncated": "it ends too early",
@@ -101,7 +101,7 @@ def as_text(line: Line) -> Iterator[str]:
     if line.frame is not None:
         yield from _explain(line.raw, line.frame)
         return
-    yield f"  not a DL/T 645 frame: {_FLAWS[line.error]} ({line.detail})"
+    yield f"  not a DL/T 645 frame: {FLAWS[line.error]} ({line.detail})"
     if line.hint:
         yield f"  {line.hint}"
         return
@@ -166,6 +166,17 @@ def _name(frame: dlt645.Frame) -> str:
     tariff = (frame.di or 0) >> 8 & 0xFF if frame.edition == "2007" and (frame.di or 0) >> 24 <= 1 else 0
     usual = f"; tariff {tariff} is usually {TARIFF_NAMES[tariff]}" if tariff in TARIFF_NAMES else ""
     return f"{item.name}, {item.name_zh}{usual}"
+
+
+def headline(frame: dlt645.Frame) -> str:
+    """Who says what, in one line."""
+    named = f" {_di(frame)} {_name(frame)}" if frame.di_bytes else ""
+    return f"{_address(frame)} {_control(frame)}{named}"
+
+
+def says(frame: dlt645.Frame) -> list[str]:
+    """What the frame says beyond its headline."""
+    return list(_says(dlt645.explain(frame), frame))
 
 
 # Said elsewhere: with the control code, the identifier, the value or the command.
