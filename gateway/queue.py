@@ -208,11 +208,13 @@ class Queue:
 
     # ---- in ----------------------------------------------------------------------------------------------------------
 
-    def append_rows(self, kind: Kind, rows: Sequence[Row], now: datetime) -> int:
-        """Queue rows of one kind; energy marks that were collected before are left out. Returns rows queued."""
+    def append_rows(self, kind: Kind, rows: Sequence[Row], now: datetime, *, again: bool = False) -> int:
+        """Queue rows of one kind; energy marks that were collected before are left out, unless they are wanted
+        ``again``. Returns rows queued."""
         with self._change() as change:
             if kind is Kind.ENERGY:
-                rows = self._collect(change, rows)
+                new = self._collect(change, rows)
+                rows = rows if again else new
             for i in range(0, len(rows), BATCH_ROWS):
                 part = rows[i : i + BATCH_ROWS]
                 payload = encode_rows(
@@ -367,10 +369,23 @@ def _on_disk(length: int) -> int:
     return -(-length // PAGE_BYTES) * PAGE_BYTES
 
 
+def _make_folder(path: Path) -> None:
+    """With its parents, each name synced: SQLite syncs what is in the folder, but a power cut could take the folder."""
+    if path.is_dir():
+        return
+    _make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    parent = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
 def _lock_file(path: Path) -> int:
     """Held until the process ends, however it ends: two gateways on one queue would poll everything twice."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise QueueError(f"{path}: {error.strerror}; can this user write to the folder?") from error

@@ -1,5 +1,6 @@
 #!/bin/bash
-# The services the tests run against, for real and on loopback: mosquitto and TimescaleDB (Apache edition).
+# The services the tests run against, for real and on loopback: mosquitto and TimescaleDB (Apache edition). And strace,
+# from which the tests tell what a power cut would leave of the gateway's queue.
 #
 #   tools/services.sh         start what is not running; writes .services/environment, which `make test` reads
 #   tools/services.sh stop    stop what this script started, by process id
@@ -203,6 +204,7 @@ start() {
         start_containers
     else
         start_mosquitto
+        has strace || { say "installing strace" && apt_install strace; }
         start_timescaledb
     fi
     wait_for mosquitto 20 answers "$mqtt_port"
