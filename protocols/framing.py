@@ -4,8 +4,10 @@ A decoder is fed whatever arrives. The events depend on the bytes alone, never o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from enum import Enum
+from typing import ClassVar, Final, Generic, Literal, TypeAlias, TypeVar
+
+import msgspec
 
 # Noise is handed out in pieces of at most this size, so that a babbling line cannot fill the memory.
 GARBAGE_BYTES_MAX = 256
@@ -30,85 +32,73 @@ class MeterError(Exception):
         self.names = tuple(names)
 
 
-@dataclass(frozen=True, slots=True)
-class Garbage:
+class Garbage(msgspec.Struct, frozen=True):
     """Bytes skipped while looking for a frame."""
 
     raw: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Match(Generic[T]):
-    """A frame that ends before ``end``."""
-
-    frame: T | Garbage  # a decoder may name what it skips
-    end: int
+class _Attempt(Enum):
+    INCOMPLETE = "the bytes so far can begin a frame"
 
 
-class Incomplete:
-    """The bytes so far can begin a frame."""
-
-
-INCOMPLETE = Incomplete()
-Attempt: TypeAlias = Match[T] | Incomplete | None  # None: no frame starts here
+INCOMPLETE: Final = _Attempt.INCOMPLETE
+# A frame, or what a decoder names instead, and where it ends. None: no frame starts here.
+Attempt: TypeAlias = tuple[T | Garbage, int] | Literal[_Attempt.INCOMPLETE] | None
 
 
 class StreamDecoder(Generic[T]):
     """Frames and garbage from a byte stream.
 
-    A candidate that fails is given up one byte after its start, because the frame may begin inside it. The buffer
+    A candidate that fails is given up one byte after its start, because the frame may begin inside it. What is kept
     never outgrows one frame plus what was fed.
     """
 
-    FILLER = b""  # bytes that may stand before a frame and are not garbage
+    START: ClassVar = b""  # the byte that begins every frame; empty where none does
+    FILLER: ClassVar = b""  # bytes that may stand before a frame and are not garbage
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._rest = b""
         self._skipped = bytearray()
 
-    def _attempt(self, buffer: bytearray, start: int) -> Attempt[T]:
+    def _attempt(self, buffer: bytes, start: int) -> Attempt[T]:
         """The frame that begins at ``start``, judged by its own length field."""
         raise NotImplementedError
 
-    def _next_start(self, buffer: bytearray, start: int) -> int:
-        """The first place from ``start`` on where a frame may begin, or the end of the buffer."""
-        return start
-
-    def feed(self, chunk: bytes) -> list[T | Garbage]:
-        self._buffer += chunk
-        return self._scan(final=False)
-
     def flush(self) -> list[T | Garbage]:
         """The line fell silent, so an incomplete candidate is no frame: what is inside it, and the rest as garbage."""
-        events = self._scan(final=True)
+        events = self.feed(b"", final=True)
         if self._skipped:
             events += self._take_garbage()
         return events
 
-    def _scan(self, *, final: bool) -> list[T | Garbage]:
+    def feed(self, chunk: bytes, *, final: bool = False) -> list[T | Garbage]:
+        """``final``: no byte follows, so what is incomplete is given up."""
+        buffer = self._rest + chunk
         events: list[T | Garbage] = []
-        buffer, at = self._buffer, 0
-        while at < len(buffer):
-            start = self._next_start(buffer, at)
-            self._skip(buffer[at:start], events)
-            at = start
-            if at == len(buffer):
-                break
-            match self._attempt(buffer, at):
-                case Match(frame, end):
-                    if self._skipped:
-                        events += self._take_garbage()
-                    events.append(frame)
-                    at = end
-                case Incomplete() if not final:
-                    break
-                case _:
-                    self._skip(buffer[at : at + 1], events)
-                    at += 1
-        del buffer[:at]
+        at, end = 0, len(buffer)
+        while at < end:
+            start = buffer.find(self.START, at)
+            attempt = self._attempt(buffer, start) if start >= 0 else None
+            if attempt.__class__ is tuple:
+                # Filler right before a frame leaves no trace; behind garbage it may belong to that.
+                if self._skipped or (at < start and buffer[at:start].strip(self.FILLER)):
+                    self._skip(buffer[at:start], events)
+                    events += self._take_garbage()
+                event, at = attempt
+                events.append(event)
+            elif attempt is INCOMPLETE and not final:
+                self._skip(buffer[at:start], events)
+                self._rest = buffer[start:]
+                return events
+            else:
+                upto = start + 1 if start >= 0 else end
+                self._skip(buffer[at:upto], events)
+                at = upto
+        self._rest = b""
         return events
 
-    def _skip(self, raw: bytearray, events: list[T | Garbage]) -> None:
+    def _skip(self, raw: bytes, events: list[T | Garbage]) -> None:
         # Cut at fixed counts, so that the pieces do not depend on the chunks.
         while raw:
             room = GARBAGE_BYTES_MAX - len(self._skipped)

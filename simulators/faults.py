@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from msgspec import structs
+
 from protocols import dlt645, modbus
 from protocols.framing import Garbage
 
@@ -56,13 +58,13 @@ def from_another_meter(address: int | str) -> Fault:
 
     def fault(reply: Reply) -> Reply:
         if isinstance(address, str):
-            raw = b"".join(dlt645.encode(replace(frame, address=address)) for frame in _frames_645(reply.raw))
+            raw = b"".join(dlt645.encode(structs.replace(frame, address=address)) for frame in _frames_645(reply.raw))
         elif reply.raw.startswith(b":"):
             (frame,) = _only_frames(modbus.AsciiDecoder(), reply.raw)
-            raw = modbus.encode_ascii(replace(frame, unit=address))
+            raw = modbus.encode_ascii(structs.replace(frame, unit=address))
         else:
             (frame,) = _only_frames(modbus.RtuDecoder(replies_only=True), reply.raw)
-            raw = modbus.encode_rtu(replace(frame, unit=address))
+            raw = modbus.encode_rtu(structs.replace(frame, unit=address))
         return replace(reply, raw=raw)
 
     return fault
@@ -75,7 +77,7 @@ def wrong_word_order(reply: Reply) -> Reply:
     if frame.pdu[0] not in (modbus.Function.READ_HOLDING, modbus.Function.READ_INPUT) or len(data) % 4:
         return reply
     swapped = b"".join(data[i + 2 : i + 4] + data[i : i + 2] for i in range(0, len(data), 4))
-    return replace(reply, raw=modbus.encode_rtu(replace(frame, pdu=frame.pdu[:2] + swapped)))
+    return replace(reply, raw=modbus.encode_rtu(structs.replace(frame, pdu=frame.pdu[:2] + swapped)))
 
 
 def _only_frames(decoder: modbus.SerialDecoder, raw: bytes) -> list[modbus.Frame]:

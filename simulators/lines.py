@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, TypeAlias
 
+from msgspec import structs
+
 from protocols import dlt645, modbus
 from simulators.faults import Fault, Reply
 
@@ -278,7 +280,7 @@ def modbus_meter(unit: int, answer: Callable[[bytes], bytes], *, ascii: bool = F
         for event in decoder.feed(chunk) if chunk else decoder.flush():
             if isinstance(event, modbus.Frame) and event.unit in (unit, modbus.BROADCAST):
                 pdu = answer(event.pdu)
-                out += encode(replace(event, pdu=pdu)) if event.unit else b""
+                out += encode(structs.replace(event, pdu=pdu)) if event.unit else b""
         return out
 
     return respond
@@ -293,7 +295,9 @@ def dlt645_meter(address: str, answer: Callable[[dlt645.Frame], dlt645.Frame | N
         for event in decoder.feed(chunk) if chunk else decoder.flush():
             if not isinstance(event, dlt645.Frame) or event.is_reply:
                 continue
-            if dlt645.address_matches(event.address, address):
+            if event.address == dlt645.BROADCAST:
+                answer(event)  # done, and never answered
+            elif dlt645.address_matches(event.address, address):
                 reply = answer(event)
                 out += dlt645.encode(reply) if reply is not None else b""
         return out

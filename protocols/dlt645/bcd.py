@@ -18,15 +18,17 @@ def encode_bcd(value: int | None, size: int, *, signed: bool = False) -> bytes:
     return bytes(raw)
 
 
-def decode_bcd(raw: bytes, *, signed: bool = False) -> int | None:
+def decode_bcd(raw: bytes, signed: bool = False) -> int | None:
     """Inverse of ``encode_bcd``. Raises FrameError with the raw bytes where a digit is not decimal."""
+    digits = raw[::-1].hex()
+    is_negative = signed and digits >= "8"
+    if is_negative:
+        digits = f"{int(digits[0], 16) - 8}{digits[1:]}"
+    if digits.isdecimal():
+        return -int(digits) if is_negative else int(digits)
     if raw.count(0xFF) == len(raw):
         return None
-    is_negative = signed and raw[-1] & 0x80
-    digits = (bytes((*raw[:-1], raw[-1] & 0x7F)) if is_negative else raw)[::-1].hex()
-    if not digits.isdecimal():
-        raise FrameError("BCD: not a decimal digit", raw=raw)
-    return -int(digits) if is_negative else int(digits)
+    raise FrameError("BCD: not a decimal digit", raw=raw)
 
 
 def encode_time(moment: datetime, fields: str, zone: tzinfo) -> bytes:

@@ -279,6 +279,9 @@ def decode_relay(request: Frame, zone: tzinfo) -> RelayOrder:
 
 # ---- replies ---------------------------------------------------------------------------------------------------------
 
+_READ = int(Function.READ)
+_READ_REPLY = _READ | 0x80
+
 # These repeat the word they were sent.
 _ECHOED = (Function.CHANGE_SPEED, Function.MULTIFUNCTION_OUTPUT)
 _FOLLOW_UPS = (Function.READ_FOLLOW_UP, Function1997.READ_FOLLOW_UP)
@@ -299,6 +302,8 @@ def is_answer(request: Frame, frame: Frame) -> bool:
 
     The echo of one's own request, another meter's reply and a late reply about another item do not.
     """
+    if request.control == _READ and frame.control == _READ_REPLY and frame.address == request.address:
+        return frame.data[:4] == request.data[:4]  # by far the most; the rules below say the same of it
     if not frame.is_reply or frame.function != request.function:
         return False
     # Some meters answer a wildcard with the wildcard, which address_matches also takes.
@@ -324,6 +329,8 @@ def decode_reply(request: Frame, answer: Frame) -> bytes:
     Raises MeterError with the named error bits when the meter refused, and FrameError when more frames follow, since
     part of an item is not the item: ``LongRead`` asks for the rest.
     """
+    if answer.control == _READ_REPLY and request.control == _READ:
+        return answer.data[4:] if len(request.data) >= 4 else answer.data
     raise_refusal(answer)
     if answer.has_more:
         raise FrameError("reply: more frames follow, which nobody asks for yet", raw=answer.data)

@@ -6,10 +6,11 @@ Sources: MODBUS Messaging on TCP/IP V1.0b §3.1.3; MODBUS over Serial Line V1.02
 
 import re
 import struct
-from dataclasses import dataclass
 from typing import Final
 
-from protocols.framing import INCOMPLETE, Attempt, Garbage, Incomplete, Match, StreamDecoder
+import msgspec
+
+from protocols.framing import INCOMPLETE, Attempt, Garbage, StreamDecoder
 from protocols.modbus.length import NOT_YET, reply_bytes, request_bytes
 from protocols.modbus.pdu import EXCEPTION, PDU_BYTES_MAX, Function
 
@@ -19,8 +20,7 @@ RTU_BYTES_MAX: Final = 256
 ASCII_CHARS_MAX: Final = 513
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """``unit``: the meter, 1 to 247 (0 is broadcast).
 
     ``transaction``: 16 bits that the answer repeats; 0 on serial lines, which have none.
@@ -31,8 +31,7 @@ class Frame:
     pdu: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Echo(Garbage):
+class Echo(Garbage, frozen=True):
     """One's own request, which the adapter heard while it sent."""
 
 
@@ -90,7 +89,7 @@ def encode(frame: Frame) -> bytes:
 class TcpDecoder(StreamDecoder[Frame]):
     """Frames of a TCP stream, either direction. What is not MBAP (gateways send banners) is garbage."""
 
-    def _attempt(self, buffer: bytearray, start: int) -> Attempt[Frame]:
+    def _attempt(self, buffer: bytes, start: int) -> Attempt[Frame]:
         if len(buffer) - start < _MBAP.size:
             return INCOMPLETE
         transaction, protocol, length, unit = _MBAP.unpack_from(buffer, start)
@@ -99,7 +98,7 @@ class TcpDecoder(StreamDecoder[Frame]):
         end = start + 6 + length
         if len(buffer) < end:
             return INCOMPLETE
-        return Match(Frame(transaction, unit, bytes(buffer[start + _MBAP.size : end])), end)
+        return Frame(transaction, unit, buffer[start + _MBAP.size : end]), end
 
 
 # ---- serial lines ----------------------------------------------------------------------------------------------------
@@ -127,22 +126,22 @@ class SerialDecoder(StreamDecoder[Frame]):
         self._sent = b""  # the start of an echo and then silence is none: it may be a reply that begins alike
         return super().flush()
 
-    def _attempt(self, buffer: bytearray, start: int) -> Attempt[Frame]:
+    def _attempt(self, buffer: bytes, start: int) -> Attempt[Frame]:
         if not self._sent:
             return self._attempt_frame(buffer, start)
         assert self._request is not None
         is_mirrored = self._request.pdu[0] in _MIRRORED
-        have = bytes(buffer[start : start + len(self._sent)])
+        have = buffer[start : start + len(self._sent)]
         if have == self._sent and not (is_mirrored and self.echoes is False):
             if not is_mirrored:
                 self.echoes = True
             self._sent = b""
-            return Match(Echo(have), start + len(have))
+            return Echo(have), start + len(have)
         if have != self._sent and self._sent.startswith(have):
             return INCOMPLETE
         attempt = self._attempt_frame(buffer, start)
-        if isinstance(attempt, Match) and isinstance(attempt.frame, Frame):
-            if not is_mirrored and is_answer(self._request, attempt.frame):
+        if isinstance(attempt, tuple) and isinstance(attempt[0], Frame):
+            if not is_mirrored and is_answer(self._request, attempt[0]):
                 self.echoes = False  # a late reply of another meter says nothing about it
             self._sent = b""
         return attempt
@@ -150,7 +149,7 @@ class SerialDecoder(StreamDecoder[Frame]):
     def _encode(self, frame: Frame) -> bytes:
         raise NotImplementedError
 
-    def _attempt_frame(self, buffer: bytearray, start: int) -> Attempt[Frame]:
+    def _attempt_frame(self, buffer: bytes, start: int) -> Attempt[Frame]:
         raise NotImplementedError
 
 
@@ -195,17 +194,17 @@ class RtuDecoder(SerialDecoder):
     def _encode(self, frame: Frame) -> bytes:
         return encode_rtu(frame)
 
-    def _attempt_frame(self, buffer: bytearray, start: int) -> Attempt[Frame]:
+    def _attempt_frame(self, buffer: bytes, start: int) -> Attempt[Frame]:
         if buffer[start] > UNIT_MAX:
             return None
         have = len(buffer) - start
         if have < 2:
             return INCOMPLETE
-        head = bytes(buffer[start + 1 : start + 1 + PDU_BYTES_MAX])
+        head = buffer[start + 1 : start + 1 + PDU_BYTES_MAX]
         if buffer[start] == BROADCAST and not _may_be_broadcast(head[0]):
             return None
         ends: list[int] = []
-        verdict: Incomplete | None = None
+        verdict: Attempt[Frame] = None
         for length in self._lengths:
             size = length(head)
             if size == NOT_YET:
@@ -216,7 +215,7 @@ class RtuDecoder(SerialDecoder):
             if end > len(buffer):
                 return INCOMPLETE
             if crc16(buffer[start : end - 2]) == buffer[end - 2] | buffer[end - 1] << 8:
-                return Match(Frame(0, buffer[start], bytes(buffer[start + 1 : end - 2])), end)
+                return Frame(0, buffer[start], buffer[start + 1 : end - 2]), end
         return verdict
 
 
@@ -237,14 +236,12 @@ def encode_ascii(frame: Frame) -> bytes:
 class AsciiDecoder(SerialDecoder):
     """ASCII frames, either direction: a colon, hexadecimal digits with the LRC at the end, CR LF."""
 
-    def _next_start(self, buffer: bytearray, start: int) -> int:
-        found = buffer.find(b":", start)
-        return len(buffer) if found < 0 else found
+    START = b":"
 
     def _encode(self, frame: Frame) -> bytes:
         return encode_ascii(frame)
 
-    def _attempt_frame(self, buffer: bytearray, start: int) -> Attempt[Frame]:
+    def _attempt_frame(self, buffer: bytes, start: int) -> Attempt[Frame]:
         run = _HEX.match(buffer, start + 1, start + ASCII_CHARS_MAX - 1)
         assert run is not None
         end = run.end()
@@ -255,4 +252,4 @@ class AsciiDecoder(SerialDecoder):
         body = bytes.fromhex(buffer[start + 1 : end].decode())
         if sum(body) & 0xFF:
             return None
-        return Match(Frame(0, body[0], body[1:-1]), end + 2)
+        return Frame(0, body[0], body[1:-1]), end + 2

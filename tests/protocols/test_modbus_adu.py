@@ -117,7 +117,7 @@ def test_any_bytes_are_frames_or_garbage_and_none_is_lost(kind: str, chunks: lis
     encode, make = KINDS[kind]
     decoder = make()
     heard = [event for chunk in chunks for event in decoder.feed(chunk)]
-    assert len(decoder._buffer) <= max(modbus.RTU_BYTES_MAX, 513)
+    assert len(decoder._rest) <= max(modbus.RTU_BYTES_MAX, 513)
     heard += decoder.flush()
     assert sum(len(event.raw if isinstance(event, Garbage) else encode(event)) for event in heard) == sum(
         map(len, chunks)
