@@ -26,10 +26,11 @@ from simulators.services import Broker
 
 @dataclass
 class Cloud:
-    """What has arrived. ``payloads``: (epoch, seq) → every copy that came."""
+    """What has arrived. ``payloads``: (epoch, seq) → every copy that came. ``loses``: a batch before it is stored."""
 
     client: aiomqtt.Client
     gives_receipts: bool = True
+    loses: Callable[[], bool] = lambda: False
     payloads: dict[tuple[str, int], list[bytes]] = field(default_factory=dict)
     batches: list[Batch] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
@@ -52,6 +53,8 @@ class Cloud:
                     content_type = getattr(message.properties, "ContentType", "")
                     batch = decode_batch(message.payload, content_type)
                     assert (batch.gateway, batch.kind.value) == (gateway, last.value)
+                    if self.loses():
+                        continue
                     self.payloads.setdefault((batch.epoch, batch.seq), []).append(message.payload)
                     self.batches.append(batch)
                     if self.gives_receipts:
