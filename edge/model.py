@@ -1,7 +1,8 @@
 """What the edge talks about: lines, the meters on them, and polls that failed."""
 
 from dataclasses import dataclass
-from datetime import timedelta, timezone
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
 from enum import IntEnum, StrEnum
 from typing import Literal, TypeAlias
 
@@ -12,6 +13,7 @@ Protocol: TypeAlias = Literal[
 ]
 Parity: TypeAlias = Literal["N", "E", "O"]
 Role: TypeAlias = Literal["boundary", "check", "customer"]
+ItemValue: TypeAlias = str | int | float | Decimal | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,3 +134,25 @@ class TapEvent:
     at_monotonic: float
     direction: Literal["out", "in"]
     raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ClockReading:
+    """A meter's own clock. When it is right, ``meter_at`` lies between ``asked_at`` and ``answered_at``."""
+
+    meter_at: datetime
+    asked_at: datetime
+    answered_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ItemReading:
+    """What a meter says under ``item``. ``values``: (name, value, unit) each; what is not described is hex.
+
+    ``request`` and ``reply`` are the bytes on the line, of a long answer all its frames.
+    """
+
+    item: str
+    values: tuple[tuple[str, ItemValue, str], ...]
+    request: bytes
+    reply: bytes

@@ -27,6 +27,7 @@ class Quality(IntFlag):
     IMPLAUSIBLE = 16
     REVERSED = 32
     METER_ERROR = 64
+    OFF_MARK = 128  # a true reading, but of ``gateway_at`` and not of the mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,13 @@ class Quantity:
     name: str
     kind: Kind
     obis: str
+
+    @property
+    def unit(self) -> str:
+        return _UNITS.get(self.name.rpartition("_")[2], "")
+
+
+_UNITS: Final = {"wh": "Wh", "varh": "varh", "w": "W", "var": "var", "v": "V", "a": "A", "hz": "Hz"}
 
 
 # Registers at marks: integers in Wh and varh, because money is never a float.

@@ -176,6 +176,7 @@ def test_a_dead_meter_costs_one_timeout_a_backoff_step(protocol: ProtocolName) -
 
 def test_a_meter_that_answers_again_is_asked_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "BACKOFF_S", 0.05)
+    monkeypatch.setattr(client_module, "BACKOFF_COSTS", 0)
     is_alive = False
     endpoint = Endpoint("dlt645-2007", delay_s=lambda number: 0.0 if is_alive else None)
 
@@ -235,6 +236,7 @@ def test_a_killed_endpoint_is_found_again(protocol: ProtocolName, monkeypatch: p
 
 def test_a_connection_that_went_deaf_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "BACKOFF_S", 0.0)
+    monkeypatch.setattr(client_module, "BACKOFF_COSTS", 0)
     endpoint = Endpoint("modbus-tcp", delay_s=lambda number: None if endpoint.connections == 1 else 0.0)
 
     async def scenario(bus: Bus) -> None:
@@ -277,6 +279,7 @@ def test_a_cancelled_poll_leaves_the_line_usable() -> None:
 def test_late_replies_never_book_a_wrong_value(protocol: ProtocolName, monkeypatch: pytest.MonkeyPatch) -> None:
     """500 polls on a shared bus, time scaled 1:100; three replies of ten come after the timeout."""
     monkeypatch.setattr(client_module, "BACKOFF_S", 0.0)
+    monkeypatch.setattr(client_module, "BACKOFF_COSTS", 0)
     rng = random.Random(7)
     timeout_s = 0.006
 
