@@ -219,7 +219,8 @@ def state_of(queue: Queue) -> Promise:
     """Everything the queue holds, in one line."""
     digest = hashlib.sha256(queue.epoch.encode())
     with queue.transaction() as db:
-        for table in ("meta", "batch", "collected", "command", "relay"):
+        tables = db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY 1").fetchall()
+        for (table,) in tables:
             for row in db.execute(f"SELECT * FROM {table} ORDER BY 1, 2"):  # noqa: S608
                 digest.update(repr(row).encode())
     runs = sum(len(marks) for marks in queue._collected.values())
@@ -237,16 +238,17 @@ def work(path: Path, seed: int, calls: int, synchronous: str) -> None:
         queue._db.execute(f"PRAGMA synchronous={synchronous}")
         return queue
 
-    def command(queue: Queue) -> None:
+    def note(queue: Queue) -> None:
+        """What others keep in the queue's file, in transactions of their own."""
         with queue.transaction() as db:
-            db.execute("INSERT INTO command (id, body, void_at) VALUES (?, ?, 1)", (str(chance.random()), b"c" * 300))
+            db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"note {chance.randrange(9)}", "n" * 300))
 
     queue = opened()
     for number in range(calls):
         sys.stdout.write(f"{state_of(queue)}\n")
         sys.stdout.flush()
         meters = [f"m{chance.randrange(20)}" for _ in range(chance.choice((1, 3, 10)))]
-        match chance.choice(("energy", "energy", "energy", "power", "events", "take", "settle", "command", "open")):
+        match chance.choice(("energy", "energy", "energy", "power", "events", "take", "settle", "note", "open")):
             case "energy":
                 first = chance.randrange(3_000)
                 queue.append_rows(Kind.ENERGY, [energy(m, first + i) for m in meters for i in range(24)], NOW)
@@ -258,8 +260,8 @@ def work(path: Path, seed: int, calls: int, synchronous: str) -> None:
                 queue.take(4, NOW)
             case "settle":
                 queue.settle(queue.epoch, [(queue._seq - 12, queue._seq - 6)])
-            case "command":
-                command(queue)
+            case "note":
+                note(queue)
             case "open" if number % 3 == 0:
                 queue.close()
                 queue = opened()
