@@ -67,6 +67,7 @@ Copy and run:
   python -m simulators build --data site --meters 60
   python -m simulators run --data site
   python -m simulators truth --data site --json
+  python -m simulators line --meters 3 --baud 2400
 """,
 )
 def main() -> None:
@@ -220,6 +221,33 @@ def truth(directory: Path, from_at: datetime | None, to_at: datetime | None, poi
             click.echo(json.dumps(whole) if as_json else json.dumps(whole, indent=1))
     except site.SiteError as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command(
+    epilog="""\b
+Copy and run:
+  python -m simulators line --meters 3 --baud 2400
+  python -m simulators line --protocol modbus-rtu --meters 8 --turnaround 0.05
+""",
+)
+@click.option("--protocol", type=click.Choice(["dlt645-2007", "modbus-rtu"]), default="dlt645-2007", show_default=True)
+@click.option("--meters", type=click.IntRange(1, 32), default=3, show_default=True)
+@click.option("--baud", type=click.Choice(["1200", "2400", "4800", "9600", "19200"]), default="9600", show_default=True)
+@click.option("--turnaround", "turnaround_s", type=float, default=0.02, show_default=True, help="Seconds to an answer.")
+def line(protocol: str, meters: int, baud: str, turnaround_s: float) -> None:
+    """A serial line with meters on it, 8E1, as a pty with true byte timing, until standard input ends.
+
+    Prints its path and the meters' addresses as JSON. A number is 1 and a float 0.5, whatever is asked.
+    """
+    from simulators import lines
+
+    setting = lines.Setting(int(baud))
+    addresses = [f"{i:012d}" if protocol.startswith("dlt645") else str(i) for i in range(1, meters + 1)]
+    respond = lines.steady_645 if protocol.startswith("dlt645") else lines.steady_modbus
+    with lines.SerialLine([lines.Meter(respond(address), setting, turnaround_s) for address in addresses]) as made:
+        click.echo(json.dumps({"path": made.path, "addresses": addresses}))
+        sys.stdout.flush()
+        sys.stdin.buffer.read()
 
 
 if __name__ == "__main__":

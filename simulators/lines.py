@@ -18,6 +18,7 @@ import tty
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Final, Literal, TypeAlias
 
 from msgspec import structs
@@ -29,6 +30,7 @@ from simulators.faults import Fault, Reply
 Responder: TypeAlias = Callable[[bytes], bytes]
 Parity: TypeAlias = Literal["N", "E", "O"]
 
+BEIJING: Final = timezone(timedelta(hours=8))
 SILENCE_CHARS: Final = 3.5  # V1.02 §2.5.1.1: what ends a frame
 SILENCE_REAL_S: Final = 0.02  # an operating system may cut one write into two reads, so shorter pauses end nothing
 _SPEEDS = {
@@ -303,3 +305,40 @@ def dlt645_meter(address: str, answer: Callable[[dlt645.Frame], dlt645.Frame | N
         return out
 
     return respond
+
+
+# ---- meters that always say the same ---------------------------------------------------------------------------------
+
+
+def steady_modbus(unit: str) -> Responder:
+    """Every float32 at an even address is 0.5."""
+
+    def answer(pdu: bytes) -> bytes:
+        if pdu[0] not in (modbus.Function.READ_HOLDING, modbus.Function.READ_INPUT):
+            return modbus.encode_exception(pdu[0], modbus.Fault.ILLEGAL_FUNCTION)
+        address, count = modbus.decode_read(pdu)
+        floats = modbus.encode_value(0.5, "float32") * (count // 2 + 2)
+        return modbus.encode_read_reply(pdu[0], floats[2 * (address % 2) :][: 2 * count])
+
+    return modbus_meter(int(unit), answer)
+
+
+def steady_645(address: str) -> Responder:
+    """Every number is 1 step; the clock is right, in Beijing."""
+
+    def answer(request: dlt645.Frame) -> dlt645.Frame | None:
+        if request.function == dlt645.Function.READ_ADDRESS:
+            return dlt645.reply(request, address, dlt645.encode_address(address))
+        di = request.di
+        if request.function != dlt645.Function.READ or di is None:
+            return dlt645.refuse(request, address, dlt645.Fault.OTHER)
+        if di in (dlt645.DATE, dlt645.TIME):
+            fields = "wdmy" if di == dlt645.DATE else "SMH"
+            return dlt645.reply(request, address, dlt645.encode_time(datetime.now(UTC), fields, BEIJING))
+        try:
+            data = dlt645.encode_item(di, [1] * dlt645.ITEMS[di].count)
+        except (KeyError, ValueError):
+            return dlt645.refuse(request, address, dlt645.Fault.NO_SUCH_DATA)
+        return dlt645.reply(request, address, data)
+
+    return dlt645_meter(address, answer)
