@@ -100,13 +100,18 @@ class Bus:
     async def read_clock(self, meter: Meter, priority: Priority = Priority.COMMAND) -> ClockReading | PollFailure:
         return await self._try(self._dialect.read_clock(meter, priority))
 
-    async def broadcast_clock(self, at: datetime, zone: tzinfo) -> PollFailure | None:
-        """Tell every meter on the line the time, ``at`` being now; none answers."""
-        return await self._try(self._dialect.broadcast_clock(at, zone))
+    async def broadcast_clock(
+        self, at: datetime, zone: tzinfo, *, before: datetime | None = None
+    ) -> PollFailure | None:
+        """Tell every meter on the line the time, ``at`` being now; none answers. EXPIRED when ``before`` came first."""
+        return await self._try(self._dialect.broadcast_clock(at, zone, before))
 
-    async def write_clock(self, meter: Meter, at: datetime) -> PollFailure | None:
-        """Set one meter's date and time, ``at`` being now, and look whether it took them; needs the password."""
-        return await self._try(self._dialect.write_clock(meter, at))
+    async def write_clock(self, meter: Meter, at: datetime, *, before: datetime | None = None) -> PollFailure | None:
+        """Set one meter's date and time, ``at`` being now, and look whether it took them; needs the password.
+
+        EXPIRED when ``before`` came first; its date may be written then.
+        """
+        return await self._try(self._dialect.write_clock(meter, at, before))
 
     async def set_relay(self, meter: Meter, *, closed: bool, expires_at: datetime) -> PollFailure | None:
         """Open or close the relay; sent once, never past ``expires_at``. After SILENT the relay may have moved."""

@@ -1,6 +1,6 @@
 """What both protocols are asked for, and what a dialect answers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final, Protocol
@@ -60,9 +60,9 @@ class Dialect(Protocol):
 
     async def read_clock(self, meter: Meter, priority: Priority) -> ClockReading: ...
 
-    async def broadcast_clock(self, at: datetime, zone: tzinfo) -> None: ...
+    async def broadcast_clock(self, at: datetime, zone: tzinfo, before: datetime | None) -> None: ...
 
-    async def write_clock(self, meter: Meter, at: datetime) -> None: ...
+    async def write_clock(self, meter: Meter, at: datetime, before: datetime | None) -> None: ...
 
     async def read_item(self, meter: Meter, item: str, priority: Priority) -> ItemReading: ...
 
@@ -103,3 +103,25 @@ def local_midnights(first: datetime, count: int, zone: tzinfo) -> list[datetime]
 def days_after(mark: datetime, now: datetime, zone: tzinfo) -> int:
     """How many local midnights came after that of ``mark``, up to ``now``."""
     return (now.astimezone(zone).date() - mark.astimezone(zone).date()).days
+
+
+async def find_frozen(
+    mark: datetime, expected: int, count: int, time_of: Callable[[int], Awaitable[datetime | None]]
+) -> int | None:
+    """Which freeze, 1 being the last and ``count`` the oldest, has ``mark`` as its own time; None: no such.
+
+    ``expected`` is tried first; a meter that was without power has fewer freezes than days, so the one looked for has
+    a lower number, which bisection finds. ``time_of`` is None where nothing was frozen.
+    """
+    low, high = 1, min(expected + 1, count)  # one more: midnight may be passing
+    number = min(expected, high)
+    while low <= high:
+        at = await time_of(number)
+        if at == mark:
+            return number
+        if at is None or at < mark:
+            high = number - 1
+        else:
+            low = number + 1
+        number = (low + high) // 2
+    return None

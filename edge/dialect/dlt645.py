@@ -16,6 +16,7 @@ from edge.dialect.answers import (
     UnsupportedError,
     Values,
     days_after,
+    find_frozen,
     local_midnights,
 )
 from edge.model import ClockReading, ItemReading, ItemValue, Line, Meter, Priority, TapEvent
@@ -28,7 +29,6 @@ from protocols.templates import Dlt645Freeze, Dlt645Meter, Dlt645Register, Dlt64
 
 logger = logging.getLogger(__name__)
 
-FREEZE_TRIES_MAX: Final = 3  # a meter that was without power has fewer freezes than days
 CLOCK_WRITES_MAX: Final = 2  # a meter may pass midnight between the two writes
 CLOCK_OFF_MAX: Final = timedelta(seconds=5)  # after it was written
 _CLOCK_DIS: Final = {"2007": (dlt645.DATE, dlt645.TIME), "1997": (0xC010, 0xC011)}
@@ -89,26 +89,20 @@ class Dlt645Dialect:
 
     async def _read_freeze(self, meter: Meter, freeze: Dlt645Freeze, mark: datetime, priority: Priority) -> Mark | None:
         """The freeze whose own time is ``mark``. Freezes are counted back from the last, so all move on at midnight."""
-        number = days_after(mark, self._clock.now(), meter.zone) + 1
-        for _ in range(FREEZE_TRIES_MAX):
-            if not 1 <= number <= freeze.count:
+        for _ in range(2):
+            newest = days_after(mark, self._clock.now(), meter.zone) + 1
+            number = await find_frozen(
+                mark, newest, freeze.count, lambda number: self._freeze_time(meter, freeze, number, priority)
+            )
+            if number is None:
                 return None
-            at = await self._freeze_time(meter, freeze, number, priority)
-            if at is None:
-                return None
-            if at == mark:
-                values = {
-                    register.quantity: await self._read_frozen(meter, register, number, priority)
-                    for register in freeze.register
-                }
-                # The time again: had midnight come meanwhile, some values would be of another day.
-                if await self._freeze_time(meter, freeze, number, priority) == mark:
-                    return Mark(mark, values) if any(it is not None for it in values.values()) else None
-            else:
-                days = round((at - mark) / timedelta(days=1))
-                if days == 0:
-                    return None  # frozen at another hour
-                number += days
+            values = {
+                register.quantity: await self._read_frozen(meter, register, number, priority)
+                for register in freeze.register
+            }
+            # The time again: had midnight come meanwhile, some values would be of another day.
+            if await self._freeze_time(meter, freeze, number, priority) == mark:
+                return Mark(mark, values) if any(value is not None for value in values.values()) else None
         return None
 
     async def _freeze_time(
@@ -202,11 +196,18 @@ class Dlt645Dialect:
         now = self._clock.now()
         return ClockReading(dlt645.decode_clock(date, time, meter.zone), heard.sent_at or now, now)
 
-    async def broadcast_clock(self, at: datetime, zone: tzinfo) -> None:
+    async def broadcast_clock(self, at: datetime, zone: tzinfo, before: datetime | None) -> None:
         ahead = at - self._clock.now()
-        await self._client.tell(lambda: dlt645.broadcast_time(self._clock.now() + ahead, zone))
+        await self._client.tell(lambda: dlt645.broadcast_time(self._time_for(before) + ahead, zone))
 
-    async def write_clock(self, meter: Meter, at: datetime) -> None:
+    def _time_for(self, before: datetime | None) -> datetime:
+        """Now, for an order that goes out now. A clock set later than meant may pass a mark."""
+        now = self._clock.now()
+        if before is not None and now >= before:
+            raise ExpiredError(f"the clock was to be set before {before:%Y-%m-%d %H:%M:%S}Z")
+        return now
+
+    async def write_clock(self, meter: Meter, at: datetime, before: datetime | None) -> None:
         """Date, then time, as they are when each is sent; then the clock is read to see that it took them."""
         password = self._need_password()
         ahead = at - self._clock.now()
@@ -215,7 +216,7 @@ class Dlt645Dialect:
         def write(di: int, fields: str) -> Callable[[], dlt645.Frame]:
             def now() -> dlt645.Frame:
                 nonlocal written
-                written = self._clock.now() + ahead
+                written = self._time_for(before) + ahead
                 return self._write(meter, di, password, dlt645.encode_time(written, fields, meter.zone))
 
             return now

@@ -18,6 +18,7 @@ from edge.dialect.answers import (
     UnsupportedError,
     Values,
     days_after,
+    find_frozen,
     local_midnights,
 )
 from edge.model import ClockReading, ItemReading, ItemValue, Line, Meter, Priority, TapEvent
@@ -39,7 +40,6 @@ from protocols.templates import (
 
 logger = logging.getLogger(__name__)
 
-FREEZE_TRIES_MAX: Final = 3  # a meter that was without power has fewer blocks than days
 _UNIX = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCK: Final = "clock_s"  # an extra: seconds since 1970 UTC
 _MARK = struct.Struct(">5I")  # one mark of the demo's load profile: its time, then the registers in ENERGY_NAMES' order
@@ -97,22 +97,17 @@ class ModbusDialect:
     async def _read_freeze(
         self, meter: Meter, family: ModbusFamily, freeze: ModbusFreeze, mark: datetime, priority: Priority
     ) -> Mark | None:
-        """The block whose own time is ``mark``; the count of days tells where to look first."""
-        number = max(1, days_after(mark, self._clock.now(), meter.zone))
-        for _ in range(FREEZE_TRIES_MAX):
-            if not 1 <= number <= freeze.count:
-                return None
-            at, values = await self._read_block(meter, family, freeze, number, priority)
-            if at is None:
-                return None
-            if at == mark:
-                known = any(value is not None for value in values.values())
-                return Mark(mark, values, is_verified=freeze.verified) if known else None
-            days = round((at - mark) / timedelta(days=1))
-            if days == 0:
-                return None  # frozen at another hour
-            number += days
-        return None
+        blocks: dict[int, Values] = {}
+
+        async def time_of(number: int) -> datetime | None:
+            at, blocks[number] = await self._read_block(meter, family, freeze, number, priority)
+            return at
+
+        newest = max(1, days_after(mark, self._clock.now(), meter.zone))
+        number = await find_frozen(mark, newest, freeze.count, time_of)
+        if number is None or all(value is None for value in blocks[number].values()):
+            return None
+        return Mark(mark, blocks[number], is_verified=freeze.verified)
 
     async def _read_block(
         self, meter: Meter, family: ModbusFamily, freeze: ModbusFreeze, number: int, priority: Priority
@@ -207,10 +202,10 @@ class ModbusDialect:
         now = self._clock.now()
         return ClockReading(_moment(values[_CLOCK]), heard.sent_at or now, now)
 
-    async def broadcast_clock(self, at: datetime, zone: tzinfo) -> None:
+    async def broadcast_clock(self, at: datetime, zone: tzinfo, before: datetime | None) -> None:
         raise UnsupportedError("Modbus has no broadcast of the time")
 
-    async def write_clock(self, meter: Meter, at: datetime) -> None:
+    async def write_clock(self, meter: Meter, at: datetime, before: datetime | None) -> None:
         raise UnsupportedError(f"{meter.template.name} has no clock to write in its table")
 
     async def set_relay(self, meter: Meter, *, closed: bool, expires_at: datetime, priority: Priority) -> None:
