@@ -347,19 +347,17 @@ def measure_dlt645(effort: Effort) -> Figures:
         for raw in replies:
             decoder.feed(raw)
 
-    def answers(request: dlt645.Frame, raw: bytes) -> bytes:
-        (frame,) = decoder.feed(raw)
-        if not isinstance(frame, dlt645.Frame) or not dlt645.is_answer(request, frame):
-            raise AssertionError("a reply of our own making must count")
-        return dlt645.decode_reply(request, frame)
-
     def values() -> None:
         for request, di, raw in pairs:
-            dlt645.decode_data("2007", di, answers(request, raw))
+            (frame,) = decoder.feed(raw)
+            assert isinstance(frame, dlt645.Frame) and dlt645.is_answer(request, frame)
+            dlt645.decode_data("2007", di, dlt645.decode_reply(request, frame))
 
     def steps() -> None:
         for request, di, raw in pairs:
-            dlt645.decode_item(di, answers(request, raw))
+            (frame,) = decoder.feed(raw)
+            assert isinstance(frame, dlt645.Frame) and dlt645.is_answer(request, frame)
+            dlt645.decode_item(di, dlt645.decode_reply(request, frame))
 
     works: dict[str, Callable[[], None]] = {
         "dlt645_frames": frames,

@@ -8,7 +8,7 @@ from zlib import adler32
 
 import msgspec
 
-from protocols.framing import INCOMPLETE, Attempt, StreamDecoder
+from protocols.framing import INCOMPLETE, Attempt, Garbage, StreamDecoder
 
 START: Final = 0x68
 END: Final = 0x16
@@ -170,6 +170,16 @@ class Decoder(StreamDecoder[Frame]):
 
     START = bytes((START,))
     FILLER = FILLER
+
+    def feed(self, chunk: bytes, *, final: bool = False) -> list[Frame | Garbage]:
+        if not (self._rest or self._skipped):
+            # Almost always a chunk is one frame behind its filler, which then leaves no trace: no need to search.
+            body = chunk.lstrip(FILLER)
+            if body and body[0] == START:
+                attempt = self._attempt(body, 0)
+                if isinstance(attempt, tuple) and attempt[1] == len(body):
+                    return [attempt[0]]
+        return super().feed(chunk, final=final)
 
     def _attempt(self, buffer: bytes, start: int) -> Attempt[Frame]:
         have = len(buffer) - start
