@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final, Generic, Literal, TypeVar
 
 from edge.budget import Request, reply_bytes, request_bytes, silence_s
@@ -29,6 +30,7 @@ BACKOFF_COSTS = 50
 BACKOFF_MAX_S = 300.0
 # This many timeouts in a row without one byte: the connection is half-open, or the endpoint hangs.
 DEAF_TIMEOUTS_MAX = 3
+LAST_TURNS = 400  # more than a sweep has
 # An adapter hands on what it has every 16 ms, and the operating system is not always there at once.
 ADAPTER_S: Final = 0.03
 # After a broadcast the meters act on it (V1.02 §2.4.1: 100 to 200 ms).
@@ -77,28 +79,38 @@ def modbus_codec(protocol: Protocol) -> Codec[modbus.Frame]:
     raise ValueError(f"{protocol} is not Modbus")
 
 
+class Place(IntEnum):
+    """Among those of the same priority."""
+
+    FIRST = 0
+    IN_ORDER = 1
+    LAST = 2  # after all others, but after LAST_TURNS of them at the latest
+
+
 class Turns:
-    """A lock that goes to the most urgent waiter, of those to the lowest ``rank``, and among equals to the first."""
+    """A lock that goes to the most urgent waiter, and among equals to the first."""
 
     def __init__(self) -> None:
         self._is_taken = False
-        self._waiting: list[tuple[Priority, int, int, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[Priority, bool, int, int, asyncio.Future[None]]] = []
         self._order = itertools.count()
 
     @asynccontextmanager
-    async def turn(self, priority: Priority, rank: int = 0) -> AsyncIterator[None]:
-        await self._take(priority, rank)
+    async def turn(self, priority: Priority, place: Place = Place.IN_ORDER) -> AsyncIterator[None]:
+        await self._take(priority, place)
         try:
             yield
         finally:
             self._give_back()
 
-    async def _take(self, priority: Priority, rank: int) -> None:
+    async def _take(self, priority: Priority, place: Place) -> None:
         if not self._is_taken:
             self._is_taken = True
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (priority, rank, next(self._order), waiter))
+        number = next(self._order)
+        goes_at = number + LAST_TURNS if place is Place.LAST else number
+        heapq.heappush(self._waiting, (priority, place is not Place.FIRST, goes_at, number, waiter))
         try:
             await waiter
         except asyncio.CancelledError:
@@ -154,8 +166,8 @@ class Client(Generic[F]):
         are asked though the meter backs off: a person waits for them. A scan asks many that are not there, so what it
         asks says nothing about ``meter`` and the connection.
         """
-        rank = 2 if meter in self._backoffs else 0 if goes_first else 1
-        async with self._turns.turn(priority, rank):
+        place = Place.LAST if meter in self._backoffs else Place.FIRST if goes_first else Place.IN_ORDER
+        async with self._turns.turn(priority, place):
             loop = asyncio.get_running_loop()
             backoff = self._backoffs.get(meter)
             if backoff is not None and loop.time() < backoff.until_s and priority in (Priority.LIVE, Priority.BACKFILL):
