@@ -1,27 +1,33 @@
 """The gateway at work: sweeps on marks, gaps from the meters' memory, clock checks, events, commands.
 
-Energy first, because it is money and exact at its mark however late it is read; then power, of this moment. A mark
+Energy first, because it is money; then power, of this moment. Registers that count on go at the mark itself, boundary
+and check meters before customers; load records, exact however late they are read, when the meters have settled. A mark
 that was not read is a gap. One task per line fills gaps from the meters' load profiles, newest first, and gives way to
 sweeps (the bus sees to that).
 """
 
 import asyncio
 import logging
+import platform
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from edge.bus import Bus
+from edge.bus import OFF_MARK_MAX, Bus
 from edge.model import Meter, PollFailure, Reason
-from gateway.commands import Commands, Refusal, Switchgear
-from gateway.config import Site
+from gateway import health
+from gateway.commands import Commands
+from gateway.commands.field import Field
+from gateway.commands.journal import Journal
 from gateway.marks import Marks, Run
 from gateway.queue import BATCH_ROWS, Queue
+from gateway.sites import Active, Sites
 from gateway.uplink import Uplink
 from protocols.clock import Clock
 from protocols.quantities import Kind, Quality
+from protocols.templates import has_profile, remembers
 from protocols.uplink import Event, Row, Status, to_us
 
 logger = logging.getLogger(__name__)
@@ -36,30 +42,41 @@ SILENT_POLLS: Final = 4  # in a row: two sweeps of energy and power, or question
 DAY_S: Final = 86_400
 ABSENT_WAIT_MIN: Final = timedelta(minutes=1)
 ABSENT_WAIT_MAX: Final = timedelta(hours=1)
+ALIVE: Final = timedelta(hours=1)  # a line counts as alive when a meter on it answered within this
 
 _UNHEARD: Final = (Reason.SILENT, Reason.BACKING_OFF, Reason.LINK_DOWN)
-# Failures after which the meter certainly did not act on an order.
-_SURELY_STILL: Final = (Reason.REFUSED, Reason.BACKING_OFF, Reason.ABSENT, Reason.EXPIRED)
 
 
 class Agent:
-    """One gateway. ``run`` ends only by cancellation or by a damaged queue (sqlite3.DatabaseError)."""
+    """One gateway. ``run`` ends only by cancellation or by a damaged queue (sqlite3.DatabaseError).
 
-    def __init__(self, site: Site, queue: Queue, clock: Clock, *, software: str) -> None:
-        self._site = site
+    ``wish`` is done when somebody wants it stopped and started: with a site on trial, or (None) as it is.
+    """
+
+    def __init__(self, active: Active, sites: Sites, queue: Queue, clock: Clock, *, software: str) -> None:
+        self._site = site = active.site
         self._queue = queue
         self._clock = clock
         self._software = software
         self._buses = {line.name: Bus(line, clock, site.dlt645_password) for line, _ in site.lines}
         self._meters = {meter.name: (self._buses[line.name], meter) for line, meters in site.lines for meter in meters}
+        has_records = {name: has_profile(meter.template) for name, (_, meter) in self._meters.items()}
+        self._counting = [found for name, found in self._meters.items() if not has_records[name]]
+        self._recording = [found for name, found in self._meters.items() if has_records[name]]
         self._swept = queue.mark_of(clock.now())  # marks up to here are for backfill, later ones for sweeps
         self._health = {name: _Health(name) for name in self._meters}
         self._absent = {name: _Absent() for name in self._meters}
         self._disk_is_full = False
-        self._uplink = Uplink(site.broker, queue, clock, receive=self._receive, status=self._status)
-        self._commands = Commands(
-            queue, clock, Switchgear(self._problem, self._switch), report=self._report, told=self._uplink.wake
-        )
+        self._started_s = clock.monotonic()
+        self.wish: asyncio.Future[Active | None] = asyncio.get_running_loop().create_future()
+        self._field = Field(
+            meters=self._meters, queue=queue, clock=clock, keep=self._keep_again, report=self._report,
+            sync_clocks=self._sync_clocks, sites=sites, active=active, wish=self.wish,
+        )  # fmt: skip
+        journal = Journal(queue)
+        self._uplink = Uplink(site.broker, queue, journal, clock, receive=self._receive, status=self._status)
+        self.told = self._uplink.wake
+        self._commands = Commands(journal, clock, self._field, report=self._report, told=self.told)
 
     async def run(self) -> None:
         logger.info(
@@ -85,28 +102,31 @@ class Agent:
 
     async def _sweep_on_marks(self) -> None:
         while True:
-            # A mark that passed while the last sweep ran is a gap: its energy is in the meters' memory.
-            self._swept = max(self._swept, self._queue.mark_of(self._clock.now()))
+            # A mark that long passed while the last sweep ran is a gap: its energy is in the meters' memory, if any.
+            self._swept = max(self._swept, self._queue.mark_of(self._clock.now() - OFF_MARK_MAX))
             mark = self._swept + 1
             at = self._queue.at(mark)
+            # Registers that count on are read as near the mark as the lines allow; records keep.
+            await self._clock.sleep_until(at)
+            await self._sweep(Kind.ENERGY, at, self._counting)
             await self._clock.sleep_until(at + SETTLE)
-            await self._sweep(Kind.ENERGY, at)
+            await self._sweep(Kind.ENERGY, at, self._recording)
             self._swept = mark
             if self._clock.now() < self._queue.at(mark + 1):  # later it would be power of another mark
-                await self._sweep(Kind.POWER, at)
+                await self._sweep(Kind.POWER, at, [*self._meters.values()])
 
-    async def _sweep(self, kind: Kind, at: datetime) -> None:
-        """One batch from all meters; one that fails stops no other."""
+    async def _sweep(self, kind: Kind, at: datetime, meters: Sequence[tuple[Bus, Meter]]) -> None:
+        """One batch from ``meters``; one that fails stops no other."""
         asked_at = self._clock.now()
         outcomes = await asyncio.gather(
             *(
                 bus.read_energy(meter, at) if kind is Kind.ENERGY else bus.read_power(meter, at)
-                for bus, meter in self._meters.values()
+                for bus, meter in meters
             )
         )
         rows: list[Row] = []
         events: list[Event] = []
-        for (_, meter), outcome in zip(self._meters.values(), outcomes, strict=True):
+        for (_, meter), outcome in zip(meters, outcomes, strict=True):
             health = self._health[meter.name]
             events += health.heard(outcome, self._clock.now())
             if isinstance(outcome, Row):
@@ -119,7 +139,8 @@ class Agent:
             await self._keep(lambda: self._queue.append_events(events, self._clock.now()))
 
     def _judged(self, row: Row) -> Row:
-        if self._health[row.meter].clock_is_wrong:
+        # A row without the meter's time is of the gateway's own.
+        if self._health[row.meter].clock_is_wrong and row.meter_at is not None:
             return replace(row, quality=row.quality | Quality.CLOCK_SUSPECT)
         return row
 
@@ -155,6 +176,8 @@ class Agent:
         first, end = self._window()
         gaps: dict[int, list[tuple[Meter, Run]]] = {}
         for meter in meters:
+            if not remembers(meter.template):
+                continue
             absent = self._absent[meter.name]
             absent.release(now)
             for gap in self._queue.gaps(meter.name, first, end):
@@ -209,6 +232,12 @@ class Agent:
 
     # ---- the queue ---------------------------------------------------------------------------------------------------
 
+    async def _keep_again(self, rows: list[Row]) -> bool:
+        """Rows somebody asked for, also where their marks were collected before. False when the disk is full."""
+        judged = [self._judged(row) for row in rows]
+        await self._keep(lambda: self._queue.append_rows(Kind.ENERGY, judged, self._clock.now(), again=True))
+        return not self._disk_is_full
+
     async def _keep_energy(self, rows: list[Row]) -> None:
         await self._keep(lambda: self._queue.append_rows(Kind.ENERGY, rows, self._clock.now()))
 
@@ -235,19 +264,37 @@ class Agent:
         left = sum(
             asked.end - asked.first
             for name, health in self._health.items()
-            if not health.is_silent
+            if not health.is_silent and remembers(self._meters[name][1].template)
             for gap in self._queue.gaps(name, *self._window())
             for asked in self._absent[name].marks.gaps(*gap)
         )
+        oldest_at = self._queue.oldest_at()
         return Status(
             online=True,
             at=to_us(self._clock.now()),
             epoch=self._queue.epoch,
             software=self._software,
+            python=platform.python_version(),
+            site=self._field.active.origin,
+            site_sha256=self._field.active.sha256,
+            uptime_s=int(self._clock.monotonic() - self._started_s),
             meters=len(self._meters),
+            meters_silent=sum(health.is_silent for health in self._health.values()),
+            lines=len(self._buses),
+            lines_down=sorted(
+                line.name
+                for line, meters in self._site.lines
+                if meters and all(self._health[meter.name].is_down for meter in meters)
+            ),
             queued_batches=self._queue.batches,
             queued_bytes=self._queue.bytes,
+            queue_fill=round(self._queue.bytes / self._queue.bytes_max, 4),
+            oldest_at=oldest_at,
+            receipt_at=self._uplink.receipt_at,
             backfill_left=left,
+            clock_is_synchronised=health.clock_is_synchronised(),
+            disk_free_bytes=health.disk_free_bytes(self._queue.path.parent),
+            rss_bytes=health.rss_bytes(),
         )
 
     # ---- commands ----------------------------------------------------------------------------------------------------
@@ -255,21 +302,51 @@ class Agent:
     async def _receive(self, payload: bytes) -> None:
         await self._commands.receive(payload)
 
-    def _problem(self, name: str) -> str | None:
-        if name not in self._meters:
-            return "this gateway has no such meter"
-        return None if self._meters[name][1].controllable else "not controllable in the site file"
+    async def _sync_clocks(self, meters: Sequence[str], asked_by: str) -> dict[str, str]:
+        del asked_by
+        return dict.fromkeys(meters, "this gateway cannot set clocks yet")
 
-    async def _switch(self, name: str, closed: bool, expires_at: datetime) -> Refusal | None:
-        bus, meter = self._meters[name]
-        failure = await bus.set_relay(meter, closed=closed, expires_at=expires_at)
-        if failure is None:
-            return None
-        return Refusal(
-            f"{failure.reason.value}: {failure.detail}",
-            surely=failure.reason in _SURELY_STILL,
-            final=failure.reason in (Reason.REFUSED, Reason.EXPIRED),
-        )
+    # ---- a site on trial ---------------------------------------------------------------------------------------------
+
+    def settle(self, active: Active) -> None:
+        """The site on trial counts now."""
+        self._field.active = active
+
+    def alive(self) -> set[str]:
+        """Lines on which a meter answered lately."""
+        since = self._clock.now() - ALIVE
+        heard = {name for name, health in self._health.items() if health.heard_at and health.heard_at >= since}
+        return {line.name for line, meters in self._site.lines if any(meter.name in heard for meter in meters)}
+
+    async def prove(self, alive: set[str]) -> None:
+        """Return once the broker has acknowledged us, and meters answer on the lines that were ``alive`` before."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._uplink.acknowledged.wait())
+            for line, meters in self._site.lines:
+                if meters and (line.name in alive or (alive and not self._awaited(alive))):
+                    tasks.create_task(self._try_until_heard(meters, anywhere=line.name not in alive))
+
+    async def _try_until_heard(self, meters: Sequence[Meter], *, anywhere: bool) -> None:
+        while True:
+            for meter in meters:
+                if any(self._health[one.name].heard_at for one in meters) or (anywhere and self.alive()):
+                    return
+                outcome = await self._meters[meter.name][0].read_power(meter, self._clock.now())
+                self._health[meter.name].heard(outcome, self._clock.now())
+            await self._clock.sleep(IDLE_S)
+
+    def _awaited(self, alive: set[str]) -> set[str]:
+        return alive & {line.name for line, meters in self._site.lines if meters}
+
+    def missing(self, alive: set[str]) -> str:
+        """What ``prove`` is still waiting for."""
+        told = [] if self._uplink.acknowledged.is_set() else [f"the broker did not take us ({self._uplink.state})"]
+        silent = self._awaited(alive) - self.alive()
+        if silent:
+            told.append(f"no meter answered on {', '.join(sorted(silent))}, where meters answered before")
+        elif alive and not self.alive():
+            told.append("no meter answered on any line")
+        return "; ".join(told) or "nothing is missing"
 
 
 @dataclass(slots=True)
@@ -279,13 +356,21 @@ class _Health:
     meter: str
     clock_is_wrong: bool | None = None
     failures: int = 0
+    heard_at: datetime | None = None
+    line_is_down: bool = False
 
     @property
     def is_silent(self) -> bool:
         return self.failures >= SILENT_POLLS
 
+    @property
+    def is_down(self) -> bool:
+        """Nothing came from this meter lately."""
+        return self.is_silent or self.line_is_down
+
     def heard(self, outcome: Row | PollFailure, now: datetime) -> list[Event]:
         """``meter_silent`` after some polls in a row without an answer, ``meter_back`` after the first one."""
+        self.line_is_down = isinstance(outcome, PollFailure) and outcome.reason is Reason.LINK_DOWN
         if isinstance(outcome, PollFailure) and outcome.reason not in (Reason.REFUSED, Reason.ABSENT):
             self.failures += 1
             if self.failures != SILENT_POLLS:
@@ -294,6 +379,7 @@ class _Health:
             reason = Reason.SILENT if outcome.reason is Reason.BACKING_OFF else outcome.reason
             detail: dict[str, str | int | float | bool | None] = {"reason": reason.value}
             return [Event(at=to_us(now), kind="meter_silent", meter=self.meter, detail=detail)]
+        self.heard_at = now
         was_silent, failures = self.is_silent, self.failures
         self.failures = 0
         if not was_silent:
@@ -304,6 +390,7 @@ class _Health:
     def check_clock(self, row: Row, asked_at: datetime) -> list[Event]:
         """``clock_drift`` when the meter's clock was outside the time the poll took by more than the limit."""
         if row.meter_at is None:
+            self.clock_is_wrong = False  # it has none to be wrong
             return []
         ahead_s = (row.meter_at - row.gateway_at).total_seconds()
         behind_s = (asked_at - row.meter_at).total_seconds()

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edge.budget import budget
 from edge.model import Line, Meter, Parity, Protocol, Role, SerialEndpoint, SerialSetting, TcpEndpoint
 from gateway.uplink import Broker
 from protocols import templates
@@ -60,7 +61,11 @@ class TemplatesSection(_Section):
 
 
 class LineSection(_Section):
-    """``host`` and ``port``, or ``device``. The serial settings are a device's, or say what is behind a TCP server."""
+    """``host`` and ``port``, or ``device``. The serial settings are a device's, or say what is behind a TCP server.
+
+    Where these are known, ``read_timeout_s`` is only what a meter may take to begin (DL/T 645: 0.5 s), and a late
+    answer is waited for as long again.
+    """
 
     name: Name
     protocol: Protocol
@@ -71,8 +76,8 @@ class LineSection(_Section):
     parity: Parity | None = None
     stop_bits: Literal[1, 2] = 1
     data_bits: Literal[7, 8] = 8  # 7 only with modbus-ascii
-    read_timeout_s: float = Field(1.0, gt=0, le=60, strict=False)
-    quarantine_s: float = Field(0.5, ge=0, le=60, strict=False)
+    read_timeout_s: float | None = Field(None, gt=0, le=60, strict=False)
+    quarantine_s: float | None = Field(None, ge=0, le=60, strict=False)
 
 
 class MeterSection(_Section):
@@ -115,14 +120,19 @@ class Site:
         return tuple(meter for _, meters in self.lines for meter in meters)
 
 
-def load(path: Path, environment: Mapping[str, str], *, offline: bool = False) -> Site | list[Problem]:
-    """The site in ``path``, or everything that is wrong with it. ``offline``: secrets need not be set."""
+def load(
+    path: Path, environment: Mapping[str, str], *, offline: bool = False, text: str | None = None
+) -> Site | list[Problem]:
+    """The site in ``path``, or everything that is wrong with it.
+
+    ``offline``: secrets need not be set. ``text``: instead of what is in the file, as if it were there.
+    """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        return [Problem(path.name, "", f"is not TOML: {error}")]
+        document = tomllib.loads(path.read_text(encoding="utf-8") if text is None else text)
     except (OSError, UnicodeDecodeError) as error:
         return [Problem(path.name, "", f"cannot be read: {getattr(error, 'strerror', None) or error}")]
+    except (ValueError, RecursionError) as error:  # also numbers and nesting beyond what Python reads
+        return [Problem(path.name, "", f"is not TOML: {error}")]
     return _Check(path, document, environment, offline).site()
 
 
@@ -156,8 +166,13 @@ class _Check:
         self._unique("meter", "name", ((i, meter.name) for i, meter in meters.items()))
         self._unique("meter", "address", ((i, f"{meter.address} on {meter.line}") for i, meter in meters.items()))
         self._unique("line", "device", ((i, line.device) for i, line in lines.items() if line.device))
-        whole = [found for i, line in lines.items() if (found := self._line(f"line[{i}]", line))]
+        whole = {i: found for i, line in lines.items() if (found := self._line(f"line[{i}]", line))}
         made = self._meters(lines, meters, self._folder(own.directory if own else None))
+        behind = {i: tuple(made[j] for j in made if meters[j].line == line.name) for i, line in whole.items()}
+        for i, line in whole.items():
+            plan = budget(line, behind[i], poll.interval_s) if poll else None
+            if plan is not None and not plan.fits:
+                self._add(f"line[{i}]", str(plan))
         broker = self._broker(gateway.name if gateway else "", uplink.url if uplink else None)
         dlt645_password = self._dlt645_password()
         if self._problems or not (gateway and broker and poll and backfill and queue):
@@ -169,7 +184,7 @@ class _Check:
             interval_s=poll.interval_s,
             backfill_days=backfill.days,
             queue_bytes_max=queue.bytes_max,
-            lines=tuple((line, tuple(made[i] for i in made if meters[i].line == line.name)) for line in whole),
+            lines=tuple((line, behind[i]) for i, line in whole.items()),
             dlt645_password=dlt645_password,
         )
 
@@ -251,7 +266,9 @@ class _Check:
             self._add(where, "host and port, or device expected")
         if endpoint is None or len(self._problems) > before:
             return None
-        return Line(line.name, line.protocol, endpoint, line.read_timeout_s, line.quarantine_s, setting)
+        delay_s = line.read_timeout_s or (0.5 if setting and line.protocol.startswith("dlt645") else 1.0)
+        quarantine_s = (delay_s if setting else 0.5) if line.quarantine_s is None else line.quarantine_s
+        return Line(line.name, line.protocol, endpoint, delay_s, quarantine_s, setting)
 
     def _meters(
         self, lines: Mapping[int, LineSection], meters: Mapping[int, MeterSection], folder: Path | None
@@ -305,11 +322,12 @@ class _Check:
         elif parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path.strip("/"):
             self._problems.append(Problem(file, where, f"mqtt://host:port or mqtts://host:port expected{_got(text)}"))
         password = self._environment.get(PASSWORD_VARIABLE, "")
-        if not password and not self._offline:
-            what = f"is not set; the broker's password of user {gateway or 'the gateway'}"
-            self._problems.append(Problem("", PASSWORD_VARIABLE, what))
         tls = parts.scheme == "mqtts"
         files = {name: self._environment.get(variable) or None for name, variable in TLS_VARIABLES.items()}
+        if not (password or (tls and files["certificate"]) or self._offline):
+            what = f"is not set; the broker's password of user {gateway or 'the gateway'}"
+            what += f"; or set {TLS_VARIABLES['certificate']} and {TLS_VARIABLES['key']}" if tls else ""
+            self._problems.append(Problem("", PASSWORD_VARIABLE, what))
         broker = Broker(parts.hostname or "", port or (8883 if tls else 1883), gateway, password, tls, **files)
         try:
             broker.tls_context()

@@ -4,8 +4,6 @@ import asyncio
 import json
 import logging
 import os
-import signal
-import sqlite3
 import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -14,17 +12,18 @@ from typing import NoReturn
 
 import click
 
-from gateway.agent import Agent
+from edge.budget import budget
+from edge.bus import ON_MARK_MAX
 from gateway.config import Problem, Site, load
 from gateway.decode import as_document, as_text, read_line, split_arguments
 from gateway.queue import Queue, QueueError
+from gateway.runner import TRIAL_S, Runner
+from gateway.sites import Active, Sites
 from gateway.templates import templates_command
 from protocols.clock import SystemClock
-from protocols.templates import ModbusFamily
+from protocols.templates import has_profile, remembers
 
 logger = logging.getLogger(__name__)
-
-STOP_MAX_S = 2.5
 
 SITE = click.argument("site", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
@@ -81,11 +80,17 @@ def check(site: Path, as_json: bool) -> None:
 
 
 def _notes(site: Site) -> list[str]:
-    """What works, but not as far as one would expect."""
-    names = {meter.template.name for meter in site.meters if isinstance(meter.template, ModbusFamily)}
+    """What works, but not as far as one would expect, and how busy the lines are."""
+    plans = [plan for line, meters in site.lines if (plan := budget(line, meters, site.interval_s))]
+    found = {meter.template.name: meter.template for meter in site.meters if not has_profile(meter.template)}
     return [
-        f"meters with template {name} give power only; their energy is not collected, nor are their gaps filled"
-        for name in sorted(names)
+        *(
+            f"meters with template {name} have no load profile: their energy is read at the mark "
+            f"(OFF_MARK when more than {ON_MARK_MAX.total_seconds():g} s late), and of a gap "
+            + ("only local midnights are filled, from what they froze" if remembers(template) else "nothing is filled")
+            for name, template in sorted(found.items())
+        ),
+        *map(str, plans),
     ]
 
 
@@ -97,8 +102,16 @@ Copy and run:
 """
 )
 @SITE
-def run(site: Path) -> None:
-    """Poll the meters of SITE, queue what they say, and send it to the cloud, until SIGINT or SIGTERM."""
+@click.option(
+    "--trial", "trial_s", default=TRIAL_S, show_default=True, metavar="SECONDS", type=click.FloatRange(min=1),
+    help="How long a pushed site may take to come up before the one before it comes back.",
+)  # fmt: skip
+def run(site: Path, trial_s: float) -> None:
+    """Poll the meters of SITE, queue what they say, and send it to the cloud, until SIGINT or SIGTERM.
+
+    A site that the cloud pushed and that came up counts before SITE, until SITE is changed. Instead of
+    GRIDLOOM_MQTT_PASSWORD a client certificate will do: GRIDLOOM_MQTT_CA, GRIDLOOM_MQTT_CERT, GRIDLOOM_MQTT_KEY.
+    """
     found = load(site, os.environ)
     if isinstance(found, list):
         _print(found)
@@ -112,31 +125,19 @@ def run(site: Path) -> None:
         )
         clock = SystemClock.from_environment()
         clock.now()
+        sites = Sites(site, os.environ)
+        active = sites.start()  # only now: the queue's lock says that nobody else runs here
     except (QueueError, ValueError, OSError) as error:
         click.echo(f"meterctl: {error}", err=True)
         sys.exit(1)
-    asyncio.run(_run(found, queue, clock))
+    if isinstance(active, list):
+        _print(active)
+        sys.exit(1)
+    asyncio.run(_run(Runner(sites, queue, clock, _software(), trial_s), active))
 
 
-async def _run(site: Site, queue: Queue, clock: SystemClock) -> NoReturn:
-    agent = asyncio.create_task(Agent(site, queue, clock, software=_software()).run())
-    stop = asyncio.Event()
-    for how in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(how, stop.set)
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait({agent, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    code = 0
-    if agent.done():
-        code = 1
-        try:
-            agent.result()
-        except* sqlite3.DatabaseError as group:
-            reason = f"{group.exceptions[0]}; a damaged file is set aside at the next start"
-            logger.error("queue failed path=%s: %s", queue.path, reason)
-    else:
-        agent.cancel()
-        await asyncio.wait({agent}, timeout=STOP_MAX_S)
-        logger.info("gateway %s stopped, %d batches wait in the queue", site.gateway, queue.batches)
+async def _run(runner: Runner, active: Active) -> NoReturn:
+    code = await runner.run(active)
     # The interpreter would wait for threads that may be connecting to a host that does not answer; what must last
     # is committed already.
     logging.shutdown()

@@ -55,20 +55,6 @@ CREATE TABLE collected (          -- energy marks, half-open runs
     "end"  INTEGER NOT NULL,
     PRIMARY KEY (meter, first)
 ) WITHOUT ROWID;
-CREATE TABLE command (            -- at most once: an id stays until it is void everywhere
-    id      TEXT PRIMARY KEY,
-    body    BLOB NOT NULL,
-    void_at INTEGER NOT NULL,     -- µs; after this nobody may send it again
-    reply   BLOB,
-    told    INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID;
-CREATE TABLE relay (              -- what a command did to each meter
-    id     TEXT NOT NULL REFERENCES command ON DELETE CASCADE,
-    meter  TEXT NOT NULL,
-    state  TEXT NOT NULL,
-    note   TEXT NOT NULL DEFAULT '',
-    PRIMARY KEY (id, meter)
-) WITHOUT ROWID;
 """
 
 
@@ -322,6 +308,11 @@ class Queue:
             change.db.execute("DELETE FROM collected WHERE meter = ?", (meter,))
             change.db.executemany("INSERT INTO collected VALUES (?, ?, ?)", [(meter, *run) for run in marks])
         return True
+
+    def oldest_at(self) -> int | None:
+        """Of the rows that wait, µs since 1970 UTC."""
+        with self._writing:
+            return self._db.execute("SELECT min(first_at) FROM batch").fetchone()[0]  # type: ignore[no-any-return]
 
     # ---- out ---------------------------------------------------------------------------------------------------------
 

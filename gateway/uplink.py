@@ -7,23 +7,26 @@ has none is sent again after a reconnect and after a timeout.
 import asyncio
 import logging
 import random
+import socket
 import sqlite3
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from gateway import commands
 from gateway.queue import Queue, Queued
 from protocols.clock import Clock
 from protocols.quantities import Kind
 from protocols.uplink import MSGPACK, PayloadError, Receipt, Status, Topic, decode, encode, split_topic, to_us, topic
+
+if TYPE_CHECKING:  # config takes Broker from here, and commands take their sites from config
+    from gateway.commands.journal import Journal
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,10 @@ _TOPICS: Final = {Kind.ENERGY: Topic.ENERGY, Kind.POWER: Topic.POWER, Kind.EVENT
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """Where the broker is and who we are there. ``username`` is the gateway's name."""
+    """Where the broker is and who we are there. ``username`` is the gateway's name.
+
+    With a client certificate the broker knows us by its common name, and a password is not needed.
+    """
 
     host: str
     port: int
@@ -72,6 +78,7 @@ class Uplink:
         self,
         broker: Broker,
         queue: Queue,
+        journal: "Journal",
         clock: Clock,
         *,
         receive: Callable[[bytes], Awaitable[None]],
@@ -79,10 +86,13 @@ class Uplink:
     ) -> None:
         self._broker = broker
         self._queue = queue
+        self._journal = journal
         self._clock = clock
         self._receive = receive
         self._status = status
-        self._tls = broker.tls_context()
+        self.acknowledged = asyncio.Event()  # the broker has taken a status of ours
+        self.state = "not connected yet"
+        self.receipt_at: int | None = None
         self._work = asyncio.Event()
         self._in_flight: dict[int, float] = {}  # seq → monotonic() when it counts as lost
         self._timeout_s = RECEIPT_TIMEOUT_S
@@ -101,18 +111,28 @@ class Uplink:
                     await self._subscribe(client)
                     is_connected = True
                     logger.info("uplink connected broker=%s", where)
-                    wait_s, down = RECONNECT_S, ""
+                    wait_s, down, self.state = RECONNECT_S, "", "connected"
                     await self._session(client)
-            except* (aiomqtt.MqttError, sqlite3.OperationalError) as group:  # a full disk, too, is mended some day
+            # A full disk, too, is mended some day, and so is a certificate file.
+            except* (aiomqtt.MqttError, sqlite3.OperationalError, OSError) as group:
                 reason = str(group.exceptions[0])
-            if not is_connected and reason == "Operation timed out":
-                # Some brokers answer a wrong password by closing the connection.
-                reason = "no answer to CONNECT; is it an MQTT 5 broker, and is the password right?"
+            if not is_connected:
+                reason = await self._why(reason)
+            self.state = reason
             if reason != down:
                 logger.warning("uplink down broker=%s reason=%s; trying again until it is back", where, reason)
                 down = reason
             await self._clock.sleep(wait_s * random.uniform(0.5, 1.5))
             wait_s = min(2 * wait_s, RECONNECT_MAX_S)
+
+    async def _why(self, reason: str) -> str:
+        """What a person can act on, of an attempt that did not connect."""
+        if self._broker.tls and (found := await asyncio.to_thread(diagnose, self._broker)):
+            return found
+        if reason == "Operation timed out":
+            # Some brokers answer a wrong password by closing the connection.
+            return "no answer to CONNECT; is it an MQTT 5 broker, and is the password right?"
+        return reason
 
     def _client(self) -> aiomqtt.Client:
         gone = Status(online=False, at=to_us(self._clock.now()), epoch=self._queue.epoch)
@@ -123,14 +143,14 @@ class Uplink:
             self._broker.port,
             identifier=self._broker.username,
             username=self._broker.username,
-            password=self._broker.password,
+            password=self._broker.password or None,
             protocol=aiomqtt.ProtocolVersion.V5,
             clean_start=False,
             properties=session,
             will=aiomqtt.Will(self._topic(Topic.STATUS), encode(gone), qos=1, retain=True),
             keepalive=KEEPALIVE_S,
             timeout=CONNECT_S,
-            tls_context=self._tls,
+            tls_context=self._broker.tls_context(),  # read anew: a certificate may have been renewed
             max_inflight_messages=WINDOW,
         )
         client.pending_calls_threshold = 2 * WINDOW  # aiomqtt warns beyond 10; our window is the bound
@@ -181,6 +201,7 @@ class Uplink:
             if any(first <= seq <= last for first, last in receipt.stored):
                 del self._in_flight[seq]
         self._timeout_s = RECEIPT_TIMEOUT_S
+        self.receipt_at = to_us(self._clock.now())
         self._work.set()
 
     async def _send(self, client: aiomqtt.Client) -> None:
@@ -193,9 +214,9 @@ class Uplink:
             for seq in lost:
                 del self._in_flight[seq]
             # Replies first: somebody waits for them.
-            for command_id, reply in await asyncio.to_thread(commands.replies, self._queue):
+            for command_id, reply in await asyncio.to_thread(self._journal.replies):
                 await client.publish(self._topic(Topic.REPLY), reply, qos=1)
-                await asyncio.to_thread(commands.replied, self._queue, command_id)
+                await asyncio.to_thread(self._journal.told, command_id)
             batches = await self._take(self._clock.now())
             for batch in batches:
                 self._in_flight[batch.seq] = now_s + self._timeout_s
@@ -224,4 +245,48 @@ class Uplink:
     async def _tell_status(self, client: aiomqtt.Client) -> None:
         while True:
             await client.publish(self._topic(Topic.STATUS), encode(self._status()), qos=1, retain=True)
+            self.acknowledged.set()
             await self._clock.sleep(STATUS_S)
+
+
+# ---- when TLS does not come about ------------------------------------------------------------------------------------
+
+# What a broker's alert, or our own check of its certificate, means for the person who can mend it.
+_TLS_REASONS: Final = (
+    ("CERTIFICATE_REQUIRED", "the broker wants a client certificate; set GRIDLOOM_MQTT_CERT and GRIDLOOM_MQTT_KEY"),
+    ("CERTIFICATE_EXPIRED", "the broker says our certificate has expired; renew GRIDLOOM_MQTT_CERT"),
+    ("UNKNOWN_CA", "the broker does not know who signed our certificate; GRIDLOOM_MQTT_CERT must be of its CA"),
+    ("ALERT_BAD_CERTIFICATE", "the broker refuses our certificate; look at GRIDLOOM_MQTT_CERT"),
+    ("CERTIFICATE_REVOKED", "the broker says our certificate was revoked; renew GRIDLOOM_MQTT_CERT"),
+    (
+        "HANDSHAKE_FAILURE",
+        "the broker broke the handshake off; does it want a certificate (GRIDLOOM_MQTT_CERT)?",
+    ),
+    ("WRONG_VERSION_NUMBER", "the broker speaks no TLS on this port; is it mqtt:// and not mqtts://?"),
+)
+_ALERT_S: Final = 2.0  # after a handshake: TLS 1.3 brokers tell what they think of us only then
+
+
+def diagnose(broker: Broker) -> str | None:
+    """Why TLS does not come about, by a handshake whose error nobody swallows. None where TLS is not the trouble."""
+    try:
+        context = broker.tls_context()
+        assert context is not None
+    except OSError as error:
+        return f"a PEM file is missing or broken: {error}"
+    try:
+        with (
+            socket.create_connection((broker.host, broker.port), CONNECT_S) as wire,
+            context.wrap_socket(wire, server_hostname=broker.host) as tls,
+        ):
+            tls.settimeout(_ALERT_S)
+            tls.recv(1)
+    except ssl.SSLCertVerificationError as error:
+        ours = broker.ca or "the system's list; set GRIDLOOM_MQTT_CA"
+        return f"the broker's certificate is not trusted: {error.verify_message} (CA: {ours})"
+    except ssl.SSLError as error:
+        alert = error.reason or str(error)
+        return next((said for part, said in _TLS_REASONS if part in alert.upper()), f"TLS: {alert}")
+    except OSError:  # nothing to do with certificates, or (a timeout) nothing wrong with them
+        return None
+    return None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -25,6 +25,9 @@ JSON: Final = "application/vnd.gridloom.batch+json"
 ROWS_MAX: Final = 10_000
 BYTES_MAX: Final = 1_048_576
 METERS_MAX: Final = 2_000
+ITEMS_MAX: Final = 50  # of one read command
+SITE_BYTES_MAX: Final = 262_144  # of a pushed site file
+REPLY_BYTES_MAX: Final = 262_144
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _EPOCH = re.compile(r"[0-9a-f]{32}")
@@ -338,6 +341,56 @@ class Shed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="demand_
     meters: list[str]
 
 
+class Read(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="read", tag_field="kind"):
+    """Read ``items`` of one meter now: data identifiers, quantities of its template, or Modbus registers."""
+
+    meter: str
+    items: list[str]
+
+
+class Backfill(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="backfill", tag_field="kind"):
+    """Read the marks in [start, end) from the memory of ``meters``, also those that were collected before.
+
+    µs since 1970 UTC; no meters: all of them.
+    """
+
+    start: int
+    end: int
+    meters: list[str] = []
+
+
+class SyncClock(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="sync_clock", tag_field="kind"):
+    """Look at the clocks of ``meters`` and set them as the gateway's policy allows; no meters: all of them."""
+
+    meters: list[str] = []
+
+
+class RelayPrepare(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="relay_prepare", tag_field="kind"):
+    """The first of two steps: moves nothing. The reply carries the token that a ``RelayConfirm`` must name."""
+
+    meter: str
+    closed: bool
+
+
+class RelayConfirm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="relay_confirm", tag_field="kind"):
+    """The second step: moves the relay that was prepared under ``token``, once, before the token is void."""
+
+    token: str
+
+
+class Restart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="restart", tag_field="kind"):
+    """Stop cleanly and start again. The reply comes after the start."""
+
+
+class Configure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="configure", tag_field="kind"):
+    """Try the site file ``site`` (TOML), and keep it if the gateway comes up with it. The reply tells the outcome."""
+
+    site: str
+
+
+Body: TypeAlias = Shed | Read | Backfill | SyncClock | RelayPrepare | RelayConfirm | Restart | Configure
+
+
 class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Executed at most once, also across a restart; answered by exactly one Reply. Void after ``expires_at``."""
 
@@ -345,7 +398,15 @@ class Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     id: str
     issued_at: int
     expires_at: int
-    body: Shed
+    body: Body
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    """What can be said of a command nobody here understands: enough to answer that."""
+
+    version: int = VERSION
+    id: str
+    expires_at: int
 
 
 class Outcome(StrEnum):
@@ -355,8 +416,41 @@ class Outcome(StrEnum):
     EXPIRED = "expired"
 
 
-class Reply(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """``detail`` is a sentence for people; ``meters`` says per wire name what happened to it."""
+# What a gateway says of itself grows with its version: a cloud that is older ignores the fields it does not know, so
+# Reply, Status and what they carry do not forbid them. What acts or counts (commands, receipts, batches) does.
+
+
+class Value(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One value of an item that was read. Decimals travel as text, so that no digit is lost; null: not there."""
+
+    name: str
+    value: str | int | float | None
+    unit: str = ""
+
+
+class ItemResult(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """``request``, ``reply``: the frames as hex. ``error`` says why there are no values."""
+
+    item: str
+    values: list[Value] = []
+    quality: int = 0
+    request: str = ""
+    reply: str = ""
+    error: str = ""
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """What a ``RelayConfirm`` must name, before ``void_at``."""
+
+    token: str
+    void_at: int
+
+
+class Reply(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """``detail`` is a sentence for people; ``meters`` says per wire name what happened to it.
+
+    ``problems``: everything that is wrong with a site file.
+    """
 
     version: int = VERSION
     id: str
@@ -364,23 +458,44 @@ class Reply(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     outcome: Outcome
     detail: str = ""
     meters: dict[str, str] = {}
+    results: list[ItemResult] = []
+    problems: list[str] = []
+    prepared: Prepared | None = None
 
 
-class Status(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
-    """Retained. The broker publishes the will (``online=False``) when the gateway vanishes."""
+class Status(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Retained. The broker publishes the will (``online=False``) when the gateway vanishes.
+
+    ``site``: which configuration is at work, ``file``, ``pushed`` or ``trial``, and ``site_sha256`` of its text.
+    ``lines_down``: lines on which no meter answers. ``oldest_at``: of what waits in the queue; ``receipt_at``: of the
+    last receipt. ``clock_is_synchronised`` is the gateway's own clock by NTP, null where it cannot be told.
+    """
 
     version: int = VERSION
     online: bool
     at: int
     epoch: str = ""
     software: str = ""
+    python: str = ""
+    site: str = ""
+    site_sha256: str = ""
+    uptime_s: int = 0
     meters: int = 0
+    meters_silent: int = 0
+    lines: int = 0
+    lines_down: list[str] = []
     queued_batches: int = 0
     queued_bytes: int = 0
+    queue_fill: float = 0.0
+    oldest_at: int | None = None
+    receipt_at: int | None = None
     backfill_left: int = 0
+    clock_is_synchronised: bool | None = None
+    disk_free_bytes: int | None = None
+    rss_bytes: int | None = None
 
 
-T = TypeVar("T", Receipt, Command, Reply, Status)
+T = TypeVar("T", Receipt, Command, Envelope, Reply, Status)
 
 
 def encode(message: Receipt | Command | Reply | Status) -> bytes:

@@ -2,10 +2,11 @@
 
 import pytest
 
-from gateway.commands import RelayState, outcome_of
-from protocols.uplink import Command, Outcome, Shed
+from gateway.commands.demand_response import outcome_of
+from gateway.commands.journal import RelayState
+from protocols.uplink import Outcome, Shed
 
-COMMAND = Command(id="c", issued_at=0, expires_at=2, body=Shed(event="e", start=1, end=2, meters=["a", "b"]))
+SHED = Shed(event="e", start=1, end=2, meters=["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ COMMAND = Command(id="c", issued_at=0, expires_at=2, body=Shed(event="e", start=
 def test_only_a_relay_that_confirmed_it_was_open_counts_as_shed(
     states: dict[str, RelayState], outcome: Outcome, says: str
 ) -> None:
-    told, detail, meters = outcome_of(COMMAND, {meter: (state, "note") for meter, state in states.items()})
+    told, detail, meters = outcome_of(SHED, {meter: (state, "note") for meter, state in states.items()})
     assert told is outcome
     assert says in detail
     assert meters.keys() == states.keys()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway import uplink
+from gateway.commands.journal import Journal
 from gateway.queue import Queue
 from gateway.uplink import Uplink
 from protocols.clock import SystemClock
@@ -35,6 +36,7 @@ async def running(
     line = Uplink(
         where,
         queue,
+        Journal(queue),
         SystemClock(),
         receive=receive,
         status=lambda: Status(online=True, at=0, epoch=queue.epoch, queued_batches=queue.batches),
