@@ -407,7 +407,7 @@ class ScanModbus:
         answers: dict[Span, bytes | str] = {}
         judged = [await self._judge(family, unit, says, answers) for family in self._families]
         fitting = [it for it in judged if it is not None]
-        fitting.sort(key=lambda it: (-it.score, it.candidate.template))
+        fitting.sort(key=lambda it: it.score, reverse=True)
         best = fitting[0] if fitting else None
         return Found(
             protocol=self._line.protocol,
@@ -455,12 +455,13 @@ class ScanModbus:
         if by_maker or by_model:
             reasons.insert(0, f"says it is {', '.join(says)}")
         rest = await self._values(family, unit, frozenset(it.quantity for it in family.register), answers)
+        count = 0
         if isinstance(rest, str):
             reasons.append(f"but not all of its table answers: {rest}")
         else:
             count = sum(value is not None for value in rest.values())
             reasons.append(f"all of its table answers, {count} of {len(rest)} with a value")
-        score = 100 * by_model + 50 * by_maker + 10 * (not isinstance(rest, str)) + len(family.probe)
+        score = (by_model, by_maker, not isinstance(rest, str), len(family.probe), count)
         return _Judgement(score, family.phases, Candidate(family.name, tuple(reasons)))
 
     async def _values(
@@ -497,6 +498,8 @@ class ScanModbus:
 
 @dataclass(frozen=True, slots=True)
 class _Judgement:
-    score: int
+    """``score``: what speaks for the family, the weightiest first."""
+
+    score: tuple[int, ...]
     phases: int
     candidate: Candidate

@@ -145,7 +145,9 @@ def estimate(jobs: Sequence[Job], wanted: Wanted) -> str:
         for job in jobs
         if job.line.protocol.startswith("dlt645")
     ]
-    split = f"; {span_text(max(per_split_s))} more where several 645 meters answer at once" if per_split_s else ""
+    split = ""
+    if per_split_s:
+        split = f"; {span_text(max(per_split_s))} more for each group of 645 meters that answer at once"
     return f"{', '.join(counts)}: at most {span_text(total_s)}{split}{hint}"
 
 
@@ -406,7 +408,8 @@ def meters_text(found: Iterable[Found], line: str, known: set[str]) -> str:
             continue
         template = meter.candidates[0].template if meter.candidates else "?"
         head = [f"# {text}" for text in meter.says]
-        head += [f"# or {candidate.template}: {'; '.join(candidate.reasons)}" for candidate in meter.candidates[1:]]
+        if len(meter.candidates) > 1:
+            head.append(f"# or {', '.join(candidate.template for candidate in meter.candidates[1:])}")
         body = ["[[meter]]", f'name = "{line}-{meter.address}"', f'line = "{line}"', f'address = "{meter.address}"']
         body.append(f'template = "{template}"')
         if not meter.candidates:
