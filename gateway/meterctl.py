@@ -1,6 +1,7 @@
 """The ``meterctl`` command: the field side of Gridloom."""
 
 import asyncio
+import importlib
 import json
 import logging
 import os
@@ -28,7 +29,25 @@ logger = logging.getLogger(__name__)
 SITE = click.argument("site", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 
+# Imported only when asked for: the agent, which runs for years, keeps what only they need out of its memory.
+LAZY = {"bench": "gateway.bench:bench_command"}
+
+
+class _Commands(click.Group):
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), *LAZY])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in LAZY:
+            return super().get_command(context, name)
+        module, attribute = LAZY[name].split(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
 @click.group(
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Copy and run:
@@ -36,6 +55,7 @@ Copy and run:
   meterctl run site.toml
   meterctl decode 6861010000000068910833333433593333338A16
   meterctl templates
+  meterctl bench --quick
 """,
 )
 @click.version_option(package_name="gridloom")
