@@ -5,12 +5,14 @@ ARGS ?=
 # Small matrices on busy cores: threads inside numpy only fight each other.
 export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: help demo test check services services-stop requirements clean
+.PHONY: help demo test check fuzz kill services services-stop requirements clean
 
 help:
 	@echo "make demo      simulated meters to charts, on http://127.0.0.1:8080   (ARGS=\"--meters 120\", ARGS=\"--once --json report.json\")"
 	@echo "make test      the whole suite, with checks                           (ARGS=\"tests/gateway -k queue\" for a part)"
 	@echo "make check     ruff, mypy --strict, import contracts"
+	@echo "make fuzz      atheris on every decoder, a minute each              (ARGS=\"--seconds 600 sniff\" for one, longer)"
+	@echo "make kill      kill -9 of the gateway 200 times, and a power cut at every write; about ten minutes"
 	@echo "make services  mosquitto and TimescaleDB for the tests (root on Debian, or Docker); make services-stop ends them"
 	@echo "make requirements   pin the dependencies again, with hashes (needs uv)"
 
@@ -36,6 +38,14 @@ check: .venv/ready
 test: check
 	@set -a; if [ -f .services/environment ]; then . ./.services/environment; fi; set +a; $(BIN)/pytest $(ARGS)
 
+# Not in requirements/dev: nothing else needs atheris, and it is for Linux alone.
+fuzz: .venv/ready
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0
+	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+kill: .venv/ready
+	GRIDLOOM_KILLS=200 GRIDLOOM_CUTS=0 $(BIN)/pytest -s tests/gateway/test_kill.py tests/gateway/test_power_cut.py
+
 services:
 	@bash tools/services.sh start
 
@@ -48,4 +58,4 @@ requirements:
 			--generate-hashes --extra $$extra pyproject.toml -o requirements/$$extra.txt; done
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz

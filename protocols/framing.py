@@ -100,10 +100,11 @@ class StreamDecoder(Generic[T]):
 
     def _skip(self, raw: bytes, events: list[T | Garbage]) -> None:
         # Cut at fixed counts, so that the pieces do not depend on the chunks.
-        while raw:
-            room = GARBAGE_BYTES_MAX - len(self._skipped)
-            self._skipped += raw[:room]
-            raw = raw[room:]
+        at = 0
+        while at < len(raw):
+            piece = raw[at : at + GARBAGE_BYTES_MAX - len(self._skipped)]
+            self._skipped += piece
+            at += len(piece)
             if len(self._skipped) == GARBAGE_BYTES_MAX:
                 events += self._take_garbage()
 

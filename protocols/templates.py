@@ -381,7 +381,7 @@ def parse(text: str, *, where: str) -> Template:
     """The template in a TOML text. Raises TemplateError with all problems, each line beginning with ``where``."""
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers and nesting beyond what Python reads
         raise TemplateError(f"{where}: {error}") from error
     problems = _misfits(document)
     if not problems:
