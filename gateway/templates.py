@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,17 @@ import msgspec
 from gateway.config import TEMPLATES_VARIABLE
 from protocols import dlt645, templates
 from protocols.quantities import ENERGY_NAMES
-from protocols.templates import Dlt645Template, ModbusFamily, ModbusTemplate, ModbusValue, Template
+from protocols.templates import (
+    Dlt645Meter,
+    Dlt645Register,
+    Dlt645Template,
+    ModbusFamily,
+    ModbusFreeze,
+    ModbusTemplate,
+    ModbusValue,
+    Template,
+    usable_freeze,
+)
 
 _STEPS_AT_WH = (1_000_000.0, 20_000_000.0)  # a float's steps are told at 1 MWh and 20 MWh
 
@@ -36,7 +47,7 @@ def summarise(template: Template) -> Summary:
     quantities = tuple(register.quantity for register in template.register)
     protocol = templates.protocol(template)
     match template:
-        case Dlt645Template():
+        case Dlt645Meter():
             good = sum(register.verified for register in template.register)
             return _summary(template.name, template.maker, protocol, template.phases, quantities, 0, good)
         case ModbusTemplate():  # its table is its definition
@@ -72,19 +83,44 @@ def detail_lines(template: Template) -> Iterator[str]:
     it = summarise(template)
     yield f"{it.name}: {it.maker}, {it.protocol}, {it.phases}-phase, {it.verified} verified, {it.unverified} unverified"
     yield f"source: {template.source}"
-    if isinstance(template, Dlt645Template):
+    if isinstance(template, Dlt645Meter):
         yield from _notes(template.notes)
+        edition: dlt645.Edition = "2007" if isinstance(template, Dlt645Template) else "1997"
         for register in template.register:
-            item = dlt645.ITEMS[register.di]
-            step = f"step {register.scale:g}"
-            yield f"  {register.quantity:22} DI {register.di:08X}[{register.member}]  {item.size} bytes BCD  {step}" + (
-                "" if register.verified else "  unverified"
-            )
+            yield _dlt645_line(register, edition)
+        yield f"memory: {', and '.join(_memories(template)) or 'none: a mark that was missed stays a gap'}"
     elif isinstance(template, ModbusTemplate):
         for value in template.register:
             yield f"  {value.quantity:22} {template.function}:0x{value.address:04X}  {value.type:8} x {value.scale:g}"
     else:
         yield from _family_lines(template)
+
+
+def _dlt645_line(register: Dlt645Register, edition: dlt645.Edition) -> str:
+    item = dlt645.items(edition)[register.di]
+    di = f"{register.di:08X}" if edition == "2007" else f"{register.di:04X}"
+    trust = "" if register.verified else "  unverified"
+    size = item.size if item.size is not None else item.group_bytes
+    return f"  {register.quantity:22} DI {di}[{register.member}]  {size} bytes BCD  step {register.scale:g}{trust}"
+
+
+def _memories(template: Dlt645Meter) -> Iterator[str]:
+    if not isinstance(template, Dlt645Template):
+        return
+    if template.profile is not None:
+        yield f"load records every {template.profile.interval_s // 60} min"
+    if template.freeze is not None:
+        what = ", ".join(register.quantity for register in template.freeze.register)
+        yield f"{template.freeze.count} daily freezes from DI {template.freeze.time:08X} on: {what}"
+
+
+def _freeze_line(family: ModbusFamily, freeze: ModbusFreeze) -> str:
+    what = ", ".join(register.quantity for register in freeze.register)
+    trust = "verified" if freeze.verified else "unverified"
+    use = f"only while {' and '.join(freeze.ratios)} are 1" if freeze.ratios else "at local midnight"
+    told = f"fills gaps {use}" if usable_freeze(family, freeze) else "not read"
+    where = f"0x{freeze.address:04X} + {freeze.words} (n - 1)"
+    return f"memory: {freeze.count} blocks, one a {freeze.every}, at {where}: {what}; {trust}; {told}"
 
 
 def _family_lines(family: ModbusFamily) -> Iterator[str]:
@@ -98,6 +134,10 @@ def _family_lines(family: ModbusFamily) -> Iterator[str]:
         yield f"a scan knows it by: {probe.register} from {probe.min:g} to {probe.max:g}"
     for value in family.values:
         yield _value_line(family, value.key, value)
+    for freeze in family.freeze:
+        yield _freeze_line(family, freeze)
+    if not any(usable_freeze(family, freeze) for freeze in family.freeze):
+        yield "memory: none that is read: a mark that was missed stays a gap"
 
 
 def _value_line(family: ModbusFamily, key: str, value: ModbusValue) -> str:
@@ -123,6 +163,17 @@ def _notes(notes: tuple[str, ...]) -> Iterator[str]:
         yield f"note: {note}"
 
 
+def _folder_of(site: Path) -> Path | None:
+    """The folder of templates a site file names."""
+    try:
+        directory = tomllib.loads(site.read_text(encoding="utf-8")).get("templates", {}).get("directory")
+    except (ValueError, OSError, AttributeError) as error:
+        raise click.BadParameter(f"{site}: {error}", param_hint="--site") from error
+    if directory is not None and not isinstance(directory, str):
+        raise click.BadParameter(f"{site.name}: templates.directory: text in quotes expected", param_hint="--site")
+    return site.parent / directory if directory else None
+
+
 @click.command(
     "templates",
     epilog="""\b
@@ -130,6 +181,7 @@ Copy and run:
   meterctl templates
   meterctl templates eastron-sdm630
   meterctl templates my-meter --folder my-templates --json
+  meterctl templates my-meter --site site.toml
 """,
 )
 @click.argument("name", required=False)
@@ -139,14 +191,21 @@ Copy and run:
     envvar=TEMPLATES_VARIABLE,
     help=f"A folder with templates of your own, checked too; they go before ours. Or set {TEMPLATES_VARIABLE}.",
 )
+@click.option(
+    "--site",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A site file: with the templates it names, as its gateway has them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def templates_command(name: str | None, folder: Path | None, as_json: bool) -> None:
+def templates_command(name: str | None, folder: Path | None, site: Path | None, as_json: bool) -> None:
     """List the meter families a gateway can read, or show the one called NAME with every register.
 
     Talks to nobody; exit 1 when a template is wrong or unknown.
     """
     found: list[Template] = []
     problems: list[str] = []
+    if site is not None and folder is None:  # the variable goes before the file, as it does for the gateway
+        folder = _folder_of(site)
     try:
         wanted = [name] if name else templates.names(folder)
     except templates.TemplateError as error:

@@ -1,6 +1,6 @@
 #!/bin/bash
 # The services the tests run against, for real and on loopback: mosquitto and TimescaleDB (Apache edition). And strace,
-# from which the tests tell what a power cut would leave of the gateway's queue.
+# from which the tests tell what a power cut would leave of the gateway's queue, and mbpoll, a Modbus master not ours.
 #
 #   tools/services.sh         start what is not running; writes .services/environment, which `make test` reads
 #   tools/services.sh stop    stop what this script started, by process id
@@ -205,6 +205,7 @@ start() {
     else
         start_mosquitto
         has strace || { say "installing strace" && apt_install strace; }
+        has mbpoll || { say "installing mbpoll" && apt_install mbpoll; }
         start_timescaledb
     fi
     wait_for mosquitto 20 answers "$mqtt_port"

@@ -13,7 +13,7 @@ from edge.bus import ON_MARK_MAX, Bus
 from edge.model import ItemReading, Line, Meter, PollFailure, Priority, Reason, Role, TcpEndpoint
 from protocols import modbus, templates
 from protocols.clock import SystemClock
-from protocols.quantities import ENERGY_NAMES, Quality
+from protocols.quantities import Quality
 from protocols.templates import ModbusFamily
 from protocols.uplink import Row
 from tests.edge.endpoint import MARK, QUARTER, UNIX, meter_modbus

@@ -95,3 +95,29 @@ def test_the_example_in_the_documentation_is_a_template() -> None:
     block = text.split("```toml")[2].split("```")[0]
     template = templates.parse(block, where="docs/templates.md")
     assert template.name == "acme-m1"
+
+
+def test_the_detail_says_which_memory_a_meter_has() -> None:
+    assert "memory: load records every 15 min" in run("dlt645-2007").stdout
+    assert (
+        "62 daily freezes from DI 05060001 on: energy_import_wh, energy_export_wh" in run("dlt645-2007-freeze").stdout
+    )
+    blocks = run("acrel-adl400").stdout
+    assert "90 blocks, one a day, at 0x6000 + 34 (n - 1): energy_import_wh; unverified; fills gaps only while" in blocks
+    assert "48 blocks, one a month" in blocks
+    for name in ("dlt645-1997", "eastron-sdm630"):
+        assert "a mark that was missed stays a gap" in run(name).stdout
+
+
+def test_a_site_file_brings_its_own_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own(tmp_path / "own")
+    site = tmp_path / "site.toml"
+    site.write_text(GOOD + '\n[templates]\ndirectory = "own"\n', encoding="utf-8")
+    assert run("mine").exit_code == 1
+    assert run("mine", "--site", str(site)).stdout.startswith("mine: Nobody")
+    own(tmp_path / "other", HEAD.replace("Nobody", "Somebody") + HZ)
+    monkeypatch.setenv("GRIDLOOM_TEMPLATES", str(tmp_path / "other"))
+    assert run("mine", "--site", str(site)).stdout.startswith("mine: Somebody")  # as for the gateway itself
+    monkeypatch.delenv("GRIDLOOM_TEMPLATES")
+    site.write_text("[templates", encoding="utf-8")
+    assert run("--site", str(site)).exit_code == 2

@@ -62,3 +62,39 @@ def test_a_wrong_template_says_what_and_where(text: str, complaint: str) -> None
 def test_an_unknown_template_lists_the_known_ones() -> None:
     with pytest.raises(TemplateError, match=r"one of abb-b23-a43, .*dlt645-2007, .*gridloom-demo-modbus, .* expected"):
         templates.load("none")
+
+
+FREEZE = """
+[freeze]
+count = 62
+time = 0x05060001
+register = [{quantity = "energy_import_wh", di = 0x05060101, scale = 10}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("time = 0x05060001", "time = 0x05060002", "freeze.time: the last freeze expected"),
+        ("time = 0x05060001", "time = 0x05060101", "freeze.time: 05060101 is not the time of a freeze"),
+        ("di = 0x05060101", "di = 0x05060102", "freeze.register[0].di: the last freeze expected"),
+        ('"energy_import_wh"', '"frequency_hz"', "freeze.register[0].quantity: an energy register expected"),
+        ("count = 62", "count = 0", "Expected `int` >= 1"),
+    ],
+)
+def test_a_wrong_daily_freeze_is_told(old: str, new: str, complaint: str) -> None:
+    head = HEAD.replace("profile = {interval_s = 900, marks_max = 6}\n", "register = []\n")
+    template = templates.parse(head + FREEZE, where="x.toml")
+    assert templates.remembers(template)
+    assert not templates.has_profile(template)
+    with pytest.raises(TemplateError) as caught:
+        templates.parse(head + FREEZE.replace(old, new), where="x.toml")
+    assert complaint in str(caught.value)
+
+
+def test_a_1997_table_names_two_byte_identifiers() -> None:
+    head = HEAD.replace("2007", "1997").replace("profile = {interval_s = 900, marks_max = 6}\n", "")
+    good = head + '[[register]]\nquantity = "energy_import_wh"\ndi = 0x9010\nscale = 10'
+    assert templates.protocol(templates.parse(good, where="x.toml")) == "dlt645-1997"
+    with pytest.raises(TemplateError, match="00010000|10000 is not a known data identifier"):
+        templates.parse(good.replace("0x9010", "0x00010000"), where="x.toml")

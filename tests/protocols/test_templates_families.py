@@ -224,3 +224,50 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_extras_take_no_quantitys_name() -> None:
     for name in FAMILIES:
         assert not {extra.name for extra in family(name).extra} & set(QUANTITIES)
+
+
+FROZEN = """
+[[freeze]]
+every = "day"
+address = 200
+words = 8
+count = 10
+side = "secondary"
+register = [{quantity = "energy_import_wh", address = 202, type = "uint32", scale = 10}]
+"""
+IMPORT = '[[register]]\nquantity = "energy_import_wh"\naddress = 4\ntype = "uint32"\nscale = 10\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("count = 10", "count = 10_000", "freeze[0].count: 10000 blocks of 8 registers pass 65535"),
+        ("address = 202", "address = 201", "freeze[0].register[0].address: 201 lies outside the first block"),
+        ("address = 202", "address = 207", "freeze[0].register[0].address: 207 lies outside the first block"),
+        ('"energy_import_wh"', '"voltage_l1_v"', "freeze[0].register[0].quantity: an energy register expected"),
+        ("words = 8", 'words = 8\nratios = ["pt"]', 'freeze[0].ratios: "pt" is not an [[extra]]'),
+        ("words = 8", "words = 8\ncolour = 1", "freeze[0]: Object contains unknown field `colour`"),
+        ('"day"', '"year"', "freeze[0].every: Invalid enum value 'year'"),
+    ],
+)
+def test_a_wrong_frozen_block_is_told(old: str, new: str, complaint: str) -> None:
+    assert isinstance(templates.parse(HEAD + HZ + FROZEN, where="x.toml"), ModbusFamily)
+    with pytest.raises(TemplateError) as caught:
+        templates.parse(HEAD + HZ + FROZEN.replace(old, new), where="x.toml")
+    assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("register", "freeze", "usable"),
+    [
+        (IMPORT + 'side = "secondary"\n', FROZEN, True),
+        (IMPORT + 'side = "primary"\n', FROZEN, False),
+        (IMPORT, FROZEN, False),  # the registers' side is not documented
+        (IMPORT + 'side = "secondary"\n', FROZEN.replace('side = "secondary"\n', ""), False),
+        (IMPORT + 'side = "secondary"\n', FROZEN.replace('"day"', '"month"'), False),
+    ],
+)
+def test_blocks_are_booked_only_beside_registers_of_their_own_side(register: str, freeze: str, usable: bool) -> None:
+    template = templates.parse(HEAD + HZ + register + freeze, where="x.toml")
+    assert templates.remembers(template) is usable
+    assert not templates.has_profile(template)
