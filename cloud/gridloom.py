@@ -14,6 +14,7 @@ COMMANDS = {
     "ingest": "cloud.ingest.commands:ingest",
     "quarantine": "cloud.ingest.commands:quarantine",
     "work": "cloud.jobs.commands:work",
+    "command": "cloud.jobs.command:command",
     "serve": "cloud.api.commands:serve",
     "key": "cloud.api.commands:key",
     "dashboards": "cloud.demo:dashboards",
@@ -44,6 +45,7 @@ Copy and run:
   gridloom migrate --dry-run
   gridloom registry import registry/
   gridloom ingest
+  gridloom command gw-a1 read m001 energy_import_wh
   gridloom serve --port 8080
 """,
 )

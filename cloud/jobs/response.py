@@ -8,19 +8,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
-from uuid import uuid4
 
-import msgspec
 import numpy as np
 import psycopg
 from numpy.typing import NDArray
-from psycopg.types.json import Jsonb
 
 from cloud.engines.demand_response import METHOD, baseline, reduction
 from cloud.jobs.alerts import PEAK
 from cloud.jobs.calendar import INTERVAL, Calendar, ceil_mark
-from cloud.jobs.mailbox import Answer, Mailbox
-from protocols.uplink import Command, Outcome, Shed, to_us
+from cloud.jobs.dispatch import Dispatch, Finished, order
+from cloud.jobs.mailbox import Mailbox
+from protocols.uplink import Outcome, Shed, to_us
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +29,6 @@ REST: Final = timedelta(hours=4)
 # An event is planned, and its command goes out, this long before the notice it must give: a broker away for a moment
 # costs nothing, and a peak that is still far may yet vanish.
 EARLY: Final = timedelta(minutes=15)
-RESEND_S: Final = 10.0
-# A gateway that was away during the whole event still says so when it is back; after this nobody waits for it.
-REPLY_MAX: Final = timedelta(hours=1)
 # Readings that come later than this come too late for the settlement.
 READINGS_MAX: Final = timedelta(days=2)
 BEFORE: Final = 8  # intervals before the event that tell how today differs
@@ -50,36 +45,22 @@ class Terms:
 
 @dataclass(slots=True)
 class Response:
-    """``sent``: command → when it was last handed to the broker, on the monotonic clock."""
-
     calendar: Calendar
     terms: Terms
-    sent: dict[str, float] = field(default_factory=dict)
+    dispatch: Dispatch = field(default_factory=Dispatch)
 
     def step(self, connection: Connection, mailbox: Mailbox, *, now: datetime, monotonic_s: float) -> None:
         plan(connection, self.terms, now)
         prepare(connection, now)
-        self._send(connection, mailbox, now, monotonic_s)
-        store_replies(connection, mailbox.answers(), now)
-        give_up(connection, now)
-        measure(connection, self.calendar, now)
-
-    def _send(self, connection: Connection, mailbox: Mailbox, now: datetime, monotonic_s: float) -> None:
-        for command_id, gateway, event_id, body in connection.execute(_UNANSWERED).fetchall():
-            if monotonic_s - self.sent.get(command_id, -np.inf) < RESEND_S:
-                continue
-            if not mailbox.send(gateway, msgspec.convert(body, Command)):
-                return
-            if command_id not in self.sent:
-                logger.info("demand response %s: command %s sent to %s", event_id, command_id, gateway)
-            self.sent[command_id] = monotonic_s
-            with connection.transaction():
-                connection.execute(
-                    "UPDATE command SET sent_at = coalesce(sent_at, %s) WHERE command_id = %s", (now, command_id)
-                )
+        # What the dispatch wrote and the state of the event it belongs to change together.
+        with connection.transaction():
+            out, done = self.dispatch.step(connection, mailbox, now=now, monotonic_s=monotonic_s)
+            for event_id in out:
                 connection.execute(
                     "UPDATE dr_event SET state = 'sent' WHERE event_id = %s AND state = 'planned'", (event_id,)
                 )
+            finish(connection, done)
+        measure(connection, self.calendar, now)
 
 
 def plan(connection: Connection, terms: Terms, now: datetime) -> None:
@@ -98,43 +79,22 @@ def plan(connection: Connection, terms: Terms, now: datetime) -> None:
 def prepare(connection: Connection, now: datetime) -> None:
     """Turn planned events into commands, one for each gateway."""
     for event_id, start, end, gateway, names in connection.execute(_DUE, {"now": now}).fetchall():
-        command = Command(
-            id=uuid4().hex,
-            issued_at=to_us(now),
-            expires_at=to_us(end),
-            body=Shed(event=event_id, start=to_us(start), end=to_us(end), meters=names),
-        )
+        shed = Shed(event=event_id, start=to_us(start), end=to_us(end), meters=names)
+        order(connection, gateway, shed, now=now, expires_at=end, asked_by="demand response", event_id=event_id)
+
+
+def finish(connection: Connection, done: Iterable[Finished]) -> None:
+    """Events whose command ended."""
+    for one in done:
+        if one.event_id is None:
+            continue
+        state = "done" if one.outcome is Outcome.DONE else "failed"
         connection.execute(
-            "INSERT INTO command (command_id, gateway, event_id, body, issued_at, expires_at)"
-            " VALUES (%s, %s, %s, %s, %s, %s)",
-            (command.id, gateway, event_id, Jsonb(msgspec.to_builtins(command)), now, end),
+            "UPDATE dr_event SET state = %s WHERE event_id = %s AND state IN ('planned', 'sent')",
+            (state, one.event_id),
         )
-
-
-def store_replies(connection: Connection, answers: Iterable[Answer], now: datetime) -> None:
-    for answer in answers:
-        reply = answer.reply
-        with connection.transaction():
-            row = connection.execute(
-                _REPLY, (now, reply.outcome, Jsonb(msgspec.to_builtins(reply)), reply.id, answer.gateway)
-            ).fetchone()
-            if row:
-                state = "done" if reply.outcome is Outcome.DONE else "failed"
-                _finish(connection, row[0], state, f"{reply.outcome} {reply.detail}")
-
-
-def give_up(connection: Connection, now: datetime) -> None:
-    """Commands that were never sent in time, or never answered, end here."""
-    with connection.transaction():
-        for (event_id,) in connection.execute(_GIVE_UP, {"now": now, "silent": now - REPLY_MAX}).fetchall():
-            _finish(connection, event_id, "failed", "no reply from the gateway")
-
-
-def _finish(connection: Connection, event_id: str, state: str, why: str) -> None:
-    connection.execute(
-        "UPDATE dr_event SET state = %s WHERE event_id = %s AND state IN ('planned', 'sent')", (state, event_id)
-    )
-    logger.log(logging.INFO if state == "done" else logging.WARNING, "demand response %s %s: %s", event_id, state, why)
+        level = logging.INFO if state == "done" else logging.WARNING
+        logger.log(level, "demand response %s %s: %s", one.event_id, state, one.detail)
 
 
 def measure(connection: Connection, calendar: Calendar, now: datetime) -> None:
@@ -244,19 +204,6 @@ _DUE: Final = """
     FROM dr_event e JOIN installation i ON i.point_id = ANY(e.points) AND %(now)s BETWEEN i.valid_from AND i.valid_to
     WHERE e.state = 'planned' AND NOT EXISTS (SELECT FROM command c WHERE c.event_id = e.event_id)
     GROUP BY e.event_id, i.gateway
-"""
-_UNANSWERED: Final = """
-    SELECT command_id, gateway, event_id, body FROM command WHERE replied_at IS NULL AND outcome IS NULL
-    ORDER BY issued_at
-"""
-_REPLY: Final = """
-    UPDATE command SET replied_at = %s, outcome = %s, reply = %s
-    WHERE command_id = %s AND gateway = %s AND replied_at IS NULL RETURNING event_id
-"""
-_GIVE_UP: Final = """
-    UPDATE command SET outcome = 'expired'
-    WHERE outcome IS NULL AND (expires_at < %(silent)s OR (sent_at IS NULL AND expires_at < %(now)s))
-    RETURNING event_id
 """
 _TO_MEASURE: Final = """
     SELECT event_id, area_id, start_at, end_at, points FROM dr_event WHERE state = 'done' AND end_at <= %(now)s
