@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -112,6 +112,15 @@ def fields(struct: type[msgspec.Struct]) -> dict[str, bool]:
     return {field.encode_name: field.required for field in msgspec.structs.fields(struct)}
 
 
+# A schema is named as its struct, the first letter small.
+BODIES = {one.__name__[0].lower() + one.__name__[1:]: one for one in get_args(uplink.Body)}
+
+
+def test_a_command_carries_one_of_the_bodies_of_the_code() -> None:
+    listed = [reference.rpartition("/")[2] for reference in references(SCHEMAS["command"]["properties"]["body"])]
+    assert listed == list(BODIES)
+
+
 @pytest.mark.parametrize(
     ("schema", "struct"),
     [
@@ -121,7 +130,10 @@ def fields(struct: type[msgspec.Struct]) -> dict[str, bool]:
         ("receipt", uplink.Receipt),
         ("command", uplink.Command),
         ("reply", uplink.Reply),
-        ("shed", uplink.Shed),
+        ("itemResult", uplink.ItemResult),
+        ("value", uplink.Value),
+        ("prepared", uplink.Prepared),
+        *BODIES.items(),
     ],
 )
 def test_fields_are_those_of_the_code(schema: str, struct: type[msgspec.Struct]) -> None:
@@ -130,6 +142,8 @@ def test_fields_are_those_of_the_code(schema: str, struct: type[msgspec.Struct])
         expected = {struct.__struct_config__.tag_field: True, **expected}
         assert SCHEMAS[schema]["properties"]["kind"] == {"const": struct.__struct_config__.tag}
     assert set(SCHEMAS[schema]["properties"]) == set(expected)
+    if schema != "batchHeader":  # its allOf are told apart by their columns; the description says the rest
+        assert SCHEMAS[schema].get("additionalProperties", True) != struct.__struct_config__.forbid_unknown_fields
     assert set(SCHEMAS[schema]["required"]) == {name for name, required in expected.items() if required}
 
 
@@ -143,6 +157,9 @@ def test_bounds_are_those_of_the_code() -> None:
     assert header["properties"]["gateway"]["pattern"] == f"^{uplink._NAME.pattern}$"
     assert header["properties"]["epoch"]["pattern"] == f"^{uplink._EPOCH.pattern}$"
     assert header["properties"]["kind"]["enum"] == [kind.value for kind in Kind]
+    assert SCHEMAS["read"]["properties"]["items"]["maxItems"] == uplink.ITEMS_MAX
+    assert f"{uplink.SITE_BYTES_MAX:,} bytes" in SCHEMAS["configure"]["properties"]["site"]["description"]
+    assert f"{uplink.REPLY_BYTES_MAX:,} bytes" in SCHEMAS["reply"]["description"]
     assert SCHEMAS["reply"]["properties"]["outcome"]["enum"] == [outcome.value for outcome in uplink.Outcome]
 
 
