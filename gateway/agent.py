@@ -10,7 +10,7 @@ import asyncio
 import logging
 import platform
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -18,6 +18,7 @@ from typing import Final
 from edge.bus import OFF_MARK_MAX, Bus
 from edge.model import Meter, PollFailure, Reason
 from gateway import health
+from gateway.clocks import Clocks, Synced
 from gateway.commands import Commands
 from gateway.commands.field import Field
 from gateway.commands.journal import Journal
@@ -37,7 +38,6 @@ PIECE_MARKS: Final = 24  # one read from memory: 6 h, 4 frames of DL/T 645; what
 IDLE_S: Final = 1.0  # between two looks for gaps
 FLUSH_S: Final = 5.0  # a slow line does not fill a batch; what it gave is safe after this
 BACKFILL_FILL: Final = 0.5  # of the queue, then backfill pauses: memory of meters is a store too, live data has none
-CLOCK_OFFSET_MAX_S: Final = 60.0
 SILENT_POLLS: Final = 4  # in a row: two sweeps of energy and power, or questions for a gap, before an event says so
 DAY_S: Final = 86_400
 ABSENT_WAIT_MIN: Final = timedelta(minutes=1)
@@ -67,6 +67,14 @@ class Agent:
         self._health = {name: _Health(name) for name in self._meters}
         self._absent = {name: _Absent() for name in self._meters}
         self._disk_is_full = False
+        self._clocks = Clocks(
+            ((self._buses[line.name], meters) for line, meters in site.lines),
+            queue,
+            clock,
+            site.clocks,
+            report=self._report,
+            may_write=site.dlt645_password is not None,
+        )
         self._started_s = clock.monotonic()
         self.wish: asyncio.Future[Active | None] = asyncio.get_running_loop().create_future()
         self._field = Field(
@@ -91,6 +99,7 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._uplink.run())
                 tasks.create_task(self._commands.run())
+                tasks.create_task(self._clocks.run())
                 tasks.create_task(self._sweep_on_marks())
                 for line, meters in self._site.lines:
                     tasks.create_task(self._backfill(self._buses[line.name], meters))
@@ -119,10 +128,7 @@ class Agent:
         """One batch from ``meters``; one that fails stops no other."""
         asked_at = self._clock.now()
         outcomes = await asyncio.gather(
-            *(
-                bus.read_energy(meter, at) if kind is Kind.ENERGY else bus.read_power(meter, at)
-                for bus, meter in meters
-            )
+            *(bus.read_energy(meter, at) if kind is Kind.ENERGY else bus.read_power(meter, at) for bus, meter in meters)
         )
         rows: list[Row] = []
         events: list[Event] = []
@@ -131,7 +137,7 @@ class Agent:
             events += health.heard(outcome, self._clock.now())
             if isinstance(outcome, Row):
                 if kind is Kind.POWER:
-                    events += health.check_clock(outcome, asked_at)
+                    events += self._clocks.hear(meter.name, outcome.meter_at, asked_at, outcome.gateway_at)
                 rows.append(self._judged(outcome))
         logger.debug("sweep %s at=%s rows=%d of %d", kind, at, len(rows), len(outcomes))
         await self._keep(lambda: self._queue.append_rows(kind, rows, self._clock.now()) if rows else 0)
@@ -140,7 +146,7 @@ class Agent:
 
     def _judged(self, row: Row) -> Row:
         # A row without the meter's time is of the gateway's own.
-        if self._health[row.meter].clock_is_wrong and row.meter_at is not None:
+        if row.meter_at is not None and self._clocks.is_suspect(row.meter, row.at):
             return replace(row, quality=row.quality | Quality.CLOCK_SUSPECT)
         return row
 
@@ -194,14 +200,10 @@ class Agent:
     async def _read_piece(self, bus: Bus, meter: Meter, run: Run) -> list[Row] | None:
         """The marks of ``run`` the meter has; None when it did not answer."""
         health = self._health[meter.name]
-        if health.clock_is_wrong is None:
+        if self._clocks.is_wrong(meter.name) is None:
             # What a meter with a wrong clock remembers is suspect: look at its clock before believing its memory.
-            asked_at = self._clock.now()
-            look = await bus.read_power(meter, asked_at)
-            if isinstance(look, Row):
-                for event in health.check_clock(look, asked_at):
-                    await self._report(event)
-            elif look.reason in _UNHEARD:
+            look = await self._clocks.measure(meter.name)
+            if isinstance(look, PollFailure) and look.reason in _UNHEARD:
                 await self._unheard(health, look)
                 return None
         rows = await bus.read_profile(meter, self._queue.at(run.first), run.end - run.first)
@@ -302,9 +304,8 @@ class Agent:
     async def _receive(self, payload: bytes) -> None:
         await self._commands.receive(payload)
 
-    async def _sync_clocks(self, meters: Sequence[str], asked_by: str) -> dict[str, str]:
-        del asked_by
-        return dict.fromkeys(meters, "this gateway cannot set clocks yet")
+    async def _sync_clocks(self, meters: Sequence[str], asked_by: str, until: datetime) -> Mapping[str, Synced]:
+        return await self._clocks.sync(meters, asked_by=asked_by, until=until)
 
     # ---- a site on trial ---------------------------------------------------------------------------------------------
 
@@ -351,10 +352,9 @@ class Agent:
 
 @dataclass(slots=True)
 class _Health:
-    """What is known of one meter since the start. ``clock_is_wrong`` is None until its clock was read."""
+    """Whether one meter answers, as far as is known since the start."""
 
     meter: str
-    clock_is_wrong: bool | None = None
     failures: int = 0
     heard_at: datetime | None = None
     line_is_down: bool = False
@@ -386,24 +386,6 @@ class _Health:
             return []
         logger.info("meter is back meter=%s", self.meter)
         return [Event(at=to_us(now), kind="meter_back", meter=self.meter, detail={"failed_polls": failures})]
-
-    def check_clock(self, row: Row, asked_at: datetime) -> list[Event]:
-        """``clock_drift`` when the meter's clock was outside the time the poll took by more than the limit."""
-        if row.meter_at is None:
-            self.clock_is_wrong = False  # it has none to be wrong
-            return []
-        ahead_s = (row.meter_at - row.gateway_at).total_seconds()
-        behind_s = (asked_at - row.meter_at).total_seconds()
-        offset_s = ahead_s if ahead_s > 0 else -max(behind_s, 0.0)
-        was_wrong, self.clock_is_wrong = self.clock_is_wrong, abs(offset_s) > CLOCK_OFFSET_MAX_S
-        if self.clock_is_wrong == bool(was_wrong):
-            return []
-        if not self.clock_is_wrong:
-            logger.info("meter clock is right again meter=%s", self.meter)
-            return []
-        logger.warning("meter clock is wrong meter=%s offset_s=%.0f", self.meter, offset_s)
-        detail: dict[str, str | int | float | bool | None] = {"offset_s": round(offset_s)}
-        return [Event(at=to_us(row.gateway_at), kind="clock_drift", meter=self.meter, detail=detail)]
 
 
 @dataclass(slots=True)

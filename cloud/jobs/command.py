@@ -39,7 +39,8 @@ from protocols.uplink import (
 )
 
 LOOK_S: Final = 0.2
-LATE_S: Final = 30.0  # a reply may come this long after the command was void
+LATE_S: Final = 30.0
+TRIAL_S: Final = 300.0  # a gateway's trial of a site, and the way back
 LOG_MAX: Final = 1_000
 
 
@@ -54,13 +55,16 @@ class Desk:
     connection: Connection
     clock: SystemClock
 
-    def ask(self, body: Body) -> dict[str, Any]:
-        """Put a command on record and wait for its reply, as stored. Ends the program when none comes."""
+    def ask(self, body: Body, *, late_s: float = LATE_S) -> dict[str, Any]:
+        """Put a command on record and wait for its reply, as stored. Ends the program when none comes.
+
+        ``late_s``: how long after the command is void its reply may still come.
+        """
         now = self.clock.now()
         # ``valid`` is meant on the watch of who waits; a demo's clock may run faster.
         expires_at = now + self.valid * max(self.clock.speed(), 1.0)
         command_id = order(self.connection, self.gateway, body, now=now, expires_at=expires_at, asked_by=self.asked_by)
-        deadline_s = time.monotonic() + self.valid.total_seconds() + LATE_S
+        deadline_s = time.monotonic() + self.valid.total_seconds() + late_s
         console = Console(stderr=True)
         with console.status(f"{self.gateway}: waiting for gridloom work to send it") as status:
             while True:
@@ -79,7 +83,7 @@ class Desk:
                 time.sleep(LOOK_S)
         if sent_at is None:
             self.fail(command_id, "it was not sent; is `gridloom work` running, and the broker?")
-        self.fail(command_id, "no reply; is the gateway online? A late one will stand in: gridloom command … log")
+        return self.fail(command_id, "no reply; is the gateway online? A late one will stand in the log")
 
     def fail(self, command_id: str, why: str) -> NoReturn:
         if self.as_json:
@@ -106,9 +110,9 @@ class Desk:
             click.echo(problem)
         click.echo(f"{reply['outcome']}: {reply.get('detail', '')}")
 
-    def order(self, body: Body) -> NoReturn:
+    def order(self, body: Body, *, late_s: float = LATE_S) -> NoReturn:
         """Ask, print, and end: 0 when it was done."""
-        reply = self.ask(body)
+        reply = self.ask(body, late_s=late_s)
         self.show(reply)
         sys.exit(0 if reply["outcome"] == Outcome.DONE else 1)
 
@@ -254,7 +258,7 @@ def restart(desk: Desk) -> None:
 def configure(desk: Desk, site: Path) -> None:
     """Push the site file SITE: checked whole, tried, and undone when the gateway does not come up with it.
 
-    Give --valid some minutes: the gateway answers when the outcome is known.
+    The gateway answers when the outcome is known, after two minutes at most where it was not told otherwise.
     """
     try:
         text = site.read_text(encoding="utf-8")
@@ -262,7 +266,7 @@ def configure(desk: Desk, site: Path) -> None:
         raise click.UsageError(f"{site}: is not text: {error}") from error
     if len(text.encode()) > SITE_BYTES_MAX:
         raise click.UsageError(f"{site}: at most {SITE_BYTES_MAX} bytes expected")
-    desk.order(Configure(site=text))
+    desk.order(Configure(site=text), late_s=TRIAL_S)
 
 
 @command.command()

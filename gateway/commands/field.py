@@ -8,6 +8,7 @@ from typing import Final
 
 from edge.bus import Bus
 from edge.model import Meter, PollFailure, Reason
+from gateway.clocks import Synced
 from gateway.queue import Queue
 from gateway.sites import Active, Sites
 from protocols.clock import Clock
@@ -29,7 +30,7 @@ class Refusal:
 
 @dataclass(slots=True)
 class Field:
-    """``keep`` queues energy rows that were read again; ``sync_clocks`` returns per meter what became of its clock.
+    """``keep`` queues energy rows that were read again; ``sync_clocks(meters, asked_by, until)`` sets what may be set.
 
     ``wish`` is set when the gateway is to stop and start again: with a site on trial, or None for the one it has.
     """
@@ -39,7 +40,7 @@ class Field:
     clock: Clock
     keep: Callable[[list[Row]], Awaitable[bool]]
     report: Callable[[Event], Awaitable[None]]
-    sync_clocks: Callable[[Sequence[str], str], Awaitable[Mapping[str, str]]]
+    sync_clocks: Callable[[Sequence[str], str, datetime], Awaitable[Mapping[str, Synced]]]
     sites: Sites
     active: Active
     wish: "asyncio.Future[Active | None]"

@@ -118,8 +118,11 @@ class Orders:
             return refusal
         await self._begin(command)
         meters = sync.meters or list(self._field.meters)
-        said = dict(await self._field.sync_clocks(meters, f"command {command.id}"))
-        return Answer(Outcome.DONE, f"clocks of {len(meters)} meters looked at", meters=said)
+        synced = await self._field.sync_clocks(meters, f"command {command.id}", from_us(command.expires_at))
+        right = sum(not one.reason for one in synced.values())
+        said = {name: str(one) for name, one in synced.items()}
+        outcome = Outcome.DONE if right else Outcome.FAILED
+        return Answer(outcome, f"{right} of {len(meters)} clocks are right", meters=said)
 
     async def _backfill(self, command: Command, backfill: Backfill) -> Answer:
         if refusal := self._unknown(backfill.meters):
