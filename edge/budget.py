@@ -39,6 +39,7 @@ SILENCE_CHARS: Final = 1.0
 _RTU_BYTES: Final = 3  # unit and CRC around a PDU
 _645_BYTES: Final = dlt645.PREAMBLE_BYTES + 12
 _DI_BYTES: Final = 4
+_CLOCK_1997: Final = (0xC010, 0xC011)  # date and time
 _DAY: Final = timedelta(days=1)
 _LOAD_RECORD_BYTES: Final = 32  # of class 4 alone
 _A_MARK: Final = datetime(2026, 1, 1, tzinfo=UTC)  # any will do: a time always has the same length
@@ -189,7 +190,7 @@ def _sweep(meter: Meter) -> Iterator[Request]:
             yield dlt645.read(meter.address, dlt645.DATE)
             yield dlt645.read(meter.address, dlt645.TIME)
         case Dlt645Template1997(register=registers):
-            for di in dict.fromkeys(it.di for it in registers if it.quantity in wanted):
+            for di in (*dict.fromkeys(it.di for it in registers if it.quantity in wanted), *_CLOCK_1997):
                 yield dlt645.edition1997.read(meter.address, di)
         case ModbusTemplate(register=words, clock=clock):
             yield _file(meter, 1)

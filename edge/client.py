@@ -144,7 +144,7 @@ class Client(Generic[F]):
         self._turns = Turns()
         self._heard: set[str] = set()  # meters that have answered
         self._backoffs: dict[str, _Backoff] = {}
-        self._taps: list[Callable[[TapEvent], None]] = []
+        self._taps: dict[object, Callable[[TapEvent], None]] = {}
         self._request: F | None = None
         self._answer: asyncio.Future[F] | None = None
         self._deadline_s = self._deadline_max_s = 0.0
@@ -200,8 +200,13 @@ class Client(Generic[F]):
 
     def tap(self, listener: Callable[[TapEvent], None]) -> Callable[[], None]:
         """Tell ``listener`` of all bytes, until the function it returns is called."""
-        self._taps.append(listener)
-        return lambda: self._taps.remove(listener)
+        key = object()  # two listeners may be equal
+        self._taps[key] = listener
+
+        def untap() -> None:
+            self._taps.pop(key, None)
+
+        return untap
 
     def close(self) -> None:
         self._link.close()
@@ -270,7 +275,7 @@ class Client(Generic[F]):
             self._on_event(event)
 
     def _tell(self, direction: Literal["out", "in"], at_s: float, raw: bytes) -> None:
-        for listener in tuple(self._taps):
+        for listener in tuple(self._taps.values()):
             listener(TapEvent(at_s, direction, raw))
 
     def _on_event(self, event: F | Garbage) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge.model import Line, SerialEndpoint, SerialSetting, TcpEndpoint
 from gateway.config import Problem, Site, load
 from protocols import templates
 
@@ -130,6 +131,91 @@ def test_a_good_site_is_what_the_file_says(tmp_path: Path) -> None:
     assert "s3cret" not in repr(site)
 
 
+SERIAL = """\
+[gateway]
+name = "gw-1"
+[uplink]
+url = "mqtt://127.0.0.1:1883"
+[[line]]
+name = "rs485-1"
+protocol = "dlt645-2007"
+device = "/dev/ttyUSB0"
+baud = 2400
+parity = "E"
+[[line]]
+name = "rs485-2"
+protocol = "modbus-rtu-over-tcp"
+host = "127.0.0.1"
+port = 4001
+baud = 9600
+parity = "N"
+stop_bits = 2
+quarantine_s = 2
+"""
+
+
+def meters(line: str, count: int, template: str, address: str = "{}") -> str:
+    return "".join(
+        f'[[meter]]\nname = "{line}-{i}"\nline = "{line}"\naddress = "{address.format(i)}"\ntemplate = "{template}"\n'
+        for i in range(1, count + 1)
+    )
+
+
+TCP = 'host = "127.0.0.1"\nport = 4001'
+TWO_LINES = SERIAL + meters("rs485-1", 60, "dlt645-2007", "{:012d}") + meters("rs485-2", 3, "eastron-sdm630")
+
+
+def test_serial_lines_state_their_speed(tmp_path: Path) -> None:
+    text = TWO_LINES.replace('name = "rs485-2-2"', 'name = "rs485-2-2"\nrole = "boundary"')
+    site = load(write(tmp_path, text), {}, offline=True)
+    assert isinstance(site, Site)
+    (first, _), (second, _) = site.lines
+    assert first == Line("rs485-1", "dlt645-2007", SerialEndpoint("/dev/ttyUSB0", SerialSetting(2400, "E")), 0.5, 0.5)
+    assert first.setting == SerialSetting(2400, "E")
+    behind = SerialSetting(9600, "N", 2)
+    assert second == Line("rs485-2", "modbus-rtu-over-tcp", TcpEndpoint("127.0.0.1", 4001), 1.0, 2.0, behind)
+    assert [meter.role for meter in site.meters[-3:]] == ["customer", "boundary", "customer"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('device = "/dev/ttyUSB0"\n', "", "line[0]: host and port, or device expected"),
+        ("port = 4001", "", "line[1].port: is missing"),
+        ("baud = 2400", "baud = 2400\nport = 1", "line[0]: host and port, or device expected, got both"),
+        ("baud = 2400\n", "", "line[0].baud: is missing; a serial line states its baud and parity"),
+        ('parity = "N"\n', "", "line[1].parity: is missing; a serial line states its baud and parity"),
+        ('parity = "E"', 'parity = "even"', "line[0].parity: 'N', 'E' or 'O' expected, got \"even\""),
+        ("baud = 2400", "baud = 2400\ndata_bits = 7", "line[0].data_bits: dlt645-2007 needs 8"),
+        ('"modbus-rtu-over-tcp"', '"modbus-rtu"', 'line[1].protocol: through a TCP server it is "modbus-rtu-over-tcp"'),
+        (TCP, 'device = "/dev/ttyUSB0"', 'line[1].device: "/dev/ttyUSB0" is line[0] already'),
+        (TCP, 'device = "/dev/ttyUSB1"', "line[1].device: modbus-rtu-over-tcp needs host and port; on a device speak"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_serial_line(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    assert old in TWO_LINES
+    assert any(it.startswith(f"site.toml: {problem}") for it in problems(tmp_path, TWO_LINES.replace(old, new)))
+
+
+def test_a_plan_that_cannot_fit_is_refused_with_the_arithmetic(tmp_path: Path) -> None:
+    text = SERIAL.partition('[[line]]\nname = "rs485-2"')[0] + meters("rs485-1", 150, "dlt645-2007", "{:012d}")
+    done = meterctl("check", str(write(tmp_path, text)))
+    assert done.returncode == 1
+    (told,) = done.stderr.splitlines()
+    assert told.startswith("site.toml: line[0]: line rs485-1: 150 meters × 6.6 s = 993 s of 900 s (110 %) at 2400 8E1")
+    assert "Fewer meters a line or a higher baud" in told
+    quicker = text.replace("baud = 2400", "baud = 2400\nread_timeout_s = 0.2")
+    assert isinstance(load(write(tmp_path, quicker), {}, offline=True), Site)
+
+
+def test_check_says_how_busy_a_line_will_be(tmp_path: Path) -> None:
+    done = meterctl("check", str(write(tmp_path, TWO_LINES)), "--json")
+    assert done.returncode == 0
+    notes = json.loads(done.stdout)["notes"]
+    assert any(it.startswith("line rs485-1: 60 meters × 6.6 s = 397 s of 900 s (44 %)") for it in notes)
+    assert any(it.startswith("line rs485-2: 3 meters × ") for it in notes)
+
+
 def test_the_environment_overrides_the_url(tmp_path: Path) -> None:
     site = load(write(tmp_path, GOOD), {"GRIDLOOM_MQTT_PASSWORD": "x", "GRIDLOOM_MQTT_URL": "mqtts://broker"})
     assert isinstance(site, Site)
@@ -208,7 +294,7 @@ def test_check_says_what_a_makers_template_cannot_give_yet(tmp_path: Path) -> No
     path = write(tmp_path, GOOD.replace("gridloom-demo-modbus", "eastron-sdm630"))
     done = meterctl("check", str(path))
     assert done.returncode == 0
-    assert "note: meters with template eastron-sdm630 give power only" in done.stdout
+    assert "note: meters with template eastron-sdm630 have no load profile: their energy is read" in done.stdout
     assert len(json.loads(meterctl("check", str(path), "--json").stdout)["notes"]) == 1
 
 
