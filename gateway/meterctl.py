@@ -17,9 +17,13 @@ from edge.budget import budget
 from edge.bus import ON_MARK_MAX
 from gateway.config import Problem, Site, load
 from gateway.decode import as_document, as_text, read_line, split_arguments
-from gateway.queue import Queue, QueueError
+from gateway.queue import QUEUE_FILE, Queue, QueueError
+from gateway.read import read_command
 from gateway.runner import TRIAL_S, Runner
+from gateway.scan import scan_command
 from gateway.sites import Active, Sites
+from gateway.sniff import sniff_command
+from gateway.status import queue_command, status_command
 from gateway.templates import templates_command
 from protocols.clock import SystemClock
 from protocols.templates import has_profile, remembers
@@ -51,8 +55,11 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="""\b
 Copy and run:
+  meterctl scan --device /dev/ttyUSB0 --write site.toml
   meterctl check site.toml
+  meterctl read site.toml meter-1 00010000
   meterctl run site.toml
+  meterctl status site.toml
   meterctl decode 6861010000000068910833333433593333338A16
   meterctl templates
   meterctl bench --quick
@@ -60,7 +67,7 @@ Copy and run:
 )
 @click.version_option(package_name="gridloom")
 def meterctl() -> None:
-    """Meters in the field: check a site file, run its gateway, explain frames.
+    """Meters in the field: find and read them, check a site file, run its gateway, explain what is on the line.
 
     Secrets come from the environment: GRIDLOOM_MQTT_PASSWORD, GRIDLOOM_645_PASSWORD.
     """
@@ -138,7 +145,7 @@ def run(site: Path, trial_s: float) -> None:
         sys.exit(1)
     try:
         queue = Queue(
-            found.data_dir / "queue.sqlite",
+            found.data_dir / QUEUE_FILE,
             gateway=found.gateway,
             interval_s=found.interval_s,
             bytes_max=found.queue_bytes_max,
@@ -201,7 +208,8 @@ def decode(frames: tuple[str, ...], as_json: bool) -> None:
     sys.exit(0 if all_valid else 1)
 
 
-meterctl.add_command(templates_command)
+for command in (scan_command, read_command, sniff_command, queue_command, status_command, templates_command):
+    meterctl.add_command(command)
 
 
 def _print(problems: list[Problem]) -> None:

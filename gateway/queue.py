@@ -8,6 +8,7 @@ replaced whole after a commit, never changed in place, so that reading it needs 
 """
 
 import fcntl
+import json
 import logging
 import os
 import sqlite3
@@ -15,9 +16,9 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from gateway.marks import Marks, Run, runs_of
@@ -26,6 +27,7 @@ from protocols.uplink import Event, PayloadError, Row, decode_batch, encode_even
 
 logger = logging.getLogger(__name__)
 
+QUEUE_FILE: Final = "queue.sqlite"  # in the data folder
 SCHEMA_VERSION: Final = 1
 # One commit and one message carry this many rows: 120 kB of energy, well inside BYTES_MAX of the contract.
 BATCH_ROWS: Final = 2_000
@@ -33,6 +35,8 @@ BATCH_ROWS: Final = 2_000
 EVICTION_ORDER: Final = (Kind.POWER, Kind.ENERGY, Kind.EVENTS)
 # The disk is what is bounded, so a payload counts as the pages it fills. An event fits in a quarter of one.
 PAGE_BYTES: Final = 4_096
+DROPPED_MAX: Final = 50
+DROPPED_AS_ONE: Final = timedelta(hours=1)
 EVENT_BYTES: Final = 1_024
 _SEQ_MAX: Final = 2**62
 
@@ -286,8 +290,24 @@ class Queue:
                 "rows_to_read_again": rows_again,
             }
             logger.warning("queue is full, evicted %s", " ".join(f"{name}={value}" for name, value in detail.items()))
+            self._note_dropped(change, {"at": now.isoformat(), **detail})
             events.append(Event(at=to_us(now), kind="queue_evicted", detail=detail))
         return events
+
+    @staticmethod
+    def _note_dropped(change: "_Change", gone: dict[str, Any]) -> None:
+        """For `meterctl queue`, also when the cloud has the event: the last DROPPED_MAX, those at once as one."""
+        row = change.db.execute("SELECT value FROM meta WHERE name = 'dropped'").fetchone()
+        dropped = json.loads(row[0]) if row else []
+        last = dropped[-1] if dropped else None
+        at = datetime.fromisoformat(gone["at"])
+        if last and last["kind"] == gone["kind"] and at - datetime.fromisoformat(last["at"]) < DROPPED_AS_ONE:
+            for name in ("batches", "rows_lost", "rows_to_read_again"):
+                gone[name] += last[name]
+            gone["from"], gone["to"] = min(gone["from"], last["from"]), max(gone["to"], last["to"])
+            dropped.pop()
+        kept = json.dumps([*dropped, gone][-DROPPED_MAX:])
+        change.db.execute("INSERT OR REPLACE INTO meta VALUES ('dropped', ?)", (kept,))
 
     def _forget(self, change: "_Change", seq: int) -> bool:
         """Make the marks of an energy batch gaps again; False when its payload is unreadable."""
@@ -328,8 +348,11 @@ class Queue:
                     db.executemany("UPDATE batch SET sent_at = ? WHERE seq = ?", fresh)
         return [Queued(seq, Kind(kind), payload) for seq, kind, payload, _ in rows]
 
-    def settle(self, epoch: str, stored: Sequence[tuple[int, int]]) -> int:
-        """Delete what the cloud has committed, inclusive ranges. Returns batches deleted; 0 for another epoch."""
+    def settle(self, epoch: str, stored: Sequence[tuple[int, int]], now: datetime | None = None) -> int:
+        """Delete what the cloud has committed, inclusive ranges. Returns batches deleted; 0 for another epoch.
+
+        ``now``: when the receipt came, for `meterctl queue`.
+        """
         if epoch != self.epoch:
             return 0
         deleted = 0
@@ -342,6 +365,8 @@ class Queue:
                 deleted += len(lengths)
                 change.bytes -= sum(lengths)
             change.batches -= deleted
+            if now is not None:
+                change.db.execute("INSERT OR REPLACE INTO meta VALUES ('receipt_at', ?)", (str(to_us(now)),))
         return deleted
 
 

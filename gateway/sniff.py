@@ -4,16 +4,28 @@ Whoever talks there is not asked: requests and replies are told apart by what th
 nobody answered shows. Bytes that are no frame are shown as they are, with what is wrong with them.
 """
 
-from collections.abc import Mapping
+import asyncio
+import json
+import math
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Final, Literal, Protocol, TypeAlias
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal, Protocol, TextIO, TypeAlias
 
+import click
 import msgspec
 
+from edge.bus import Bus
+from edge.link import LinkError, link
+from edge.model import Line
 from edge.model import Protocol as LineProtocol
-from gateway import decode
+from gateway import decode, local
+from gateway.lines import Described, Failed, line_of, line_options, load_site
+from gateway.local import Answers, LocalAgent, LocalError
 from protocols import dlt645, modbus
+from protocols.clock import Clock, SystemClock
 from protocols.framing import FrameError, Garbage, StreamDecoder
 from protocols.modbus.length import reply_bytes, request_bytes
 from protocols.templates import ModbusFamily
@@ -23,6 +35,7 @@ Kind: TypeAlias = Literal["request", "reply", "echo", "garbage"]
 AnyFrame: TypeAlias = dlt645.Frame | modbus.Frame
 
 SILENCE_S: Final = 0.25  # adapters and serial servers deliver late, so a shorter pause ends no frame
+CHUNKS_MAX: Final = 10_000  # between the line and a slow reader
 TALKERS_MAX: Final = 1_000  # 645 addresses have 12 digits, and noise makes one up now and then
 
 
@@ -325,3 +338,248 @@ def _reply_name(pdu: bytes) -> str:
             return "answers function 43"
         return "says who it is: " + ", ".join(text.decode("ascii", "replace") for text in objects.values())
     return f"confirms function {pdu[0]}"
+
+
+# ---- listening -------------------------------------------------------------------------------------------------------
+
+
+class Sniff(msgspec.Struct, tag_field="op", tag="sniff", frozen=True):
+    line: str
+    seconds: float
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Bytes as they came; none says that the line fell silent."""
+
+    at: datetime
+    direction: Direction
+    raw: bytes
+
+
+async def answer(buses: Mapping[str, Bus], clock: Clock, question: Sniff) -> Answers:
+    """The agent's side."""
+    if question.line not in buses:
+        raise LocalError(f'"{question.line}": one of {", ".join(buses)} expected')
+    heard = _Heard(clock)
+    untap = buses[question.line].tap(lambda event: heard.put(event.raw, event.direction))
+    try:
+        async for chunk in heard.chunks(question.seconds):
+            yield chunk
+    finally:
+        untap()
+
+
+async def listen(line: Line, seconds: float) -> AsyncGenerator[Chunk, None]:
+    """Opens ``line`` and writes nothing to it. Raises LinkError, also when it is lost."""
+    heard = _Heard(SystemClock())
+    lost = asyncio.Event()
+    opened = link(line, on_chunk=lambda raw: heard.put(raw, ""), on_lost=lost.set)
+    await opened.connect()
+    try:
+        async for chunk in heard.chunks(seconds):
+            yield chunk
+            if lost.is_set():
+                await opened.connect()
+                lost.clear()
+    finally:
+        opened.close()
+
+
+class _Heard:
+    """Between a callback and a generator; what nobody takes in time is dropped, so that memory stays bounded."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._chunks: asyncio.Queue[Chunk] = asyncio.Queue(CHUNKS_MAX)
+
+    def put(self, raw: bytes, direction: Direction) -> None:
+        with suppress(asyncio.QueueFull):
+            self._chunks.put_nowait(Chunk(self._clock.now(), direction, raw))
+
+    async def chunks(self, seconds: float) -> AsyncGenerator[Chunk, None]:
+        """For so long; 0 is for ever. An empty one for each SILENCE_S without bytes."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + seconds if seconds else math.inf
+        while (left_s := end_s - loop.time()) > 0:
+            try:
+                async with asyncio.timeout(min(SILENCE_S, left_s)):
+                    chunk = await self._chunks.get()
+            except TimeoutError:
+                chunk = Chunk(self._clock.now(), "", b"")
+            yield chunk
+
+
+# ---- a capture -------------------------------------------------------------------------------------------------------
+
+
+def capture_line(chunk: Chunk) -> str:
+    """One line of a capture file: when, which way ("-" where nobody knows), the bytes."""
+    return f"{chunk.at.isoformat()} {chunk.direction or '-'} {chunk.raw.hex(' ')}\n"
+
+
+def capture_head(line: Line) -> str:
+    setting = f" setting={line.setting}" if line.setting else ""
+    return f"# meterctl sniff protocol={line.protocol} endpoint={line.endpoint}{setting}\n"
+
+
+def read_capture(text: str) -> list[Chunk]:
+    """Inverse of ``capture_line``; lines that begin with # and empty ones are left out. Raises ValueError."""
+    chunks: list[Chunk] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            at, direction, raw = line.split(None, 2)
+            way = _DIRECTIONS[direction]
+            chunks.append(Chunk(datetime.fromisoformat(at), way, bytes.fromhex(raw)))
+        except (ValueError, KeyError) as error:
+            raise ValueError(f'line {number}: a time, "in", "out" or "-", and hexadecimal bytes expected') from error
+    return chunks
+
+
+_DIRECTIONS: Final[dict[str, Direction]] = {"in": "in", "out": "out", "-": ""}
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@click.command(
+    "sniff",
+    epilog="""\b
+Copy and run:
+  meterctl sniff --device /dev/ttyUSB0 --protocol dlt645-2007 --baud 2400 --parity E
+  meterctl sniff --device /dev/ttyUSB0 --protocol modbus-rtu --baud 9600 --parity N --seconds 60 --raw capture.txt
+  meterctl sniff site.toml --line east --json
+""",
+)
+@click.argument("site", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--line", "line_name", help="Which line of SITE.")
+@line_options
+@click.option("--seconds", type=click.FloatRange(min=0.1), help="How long; without it until Ctrl-C.")
+@click.option("--raw", "raw_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the bytes here.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per frame, and one at the end.")
+def sniff_command(
+    site: Path | None,
+    line_name: str | None,
+    described: Described,
+    seconds: float | None,
+    raw_path: Path | None,
+    as_json: bool,
+) -> None:
+    """Listen on a line and explain what passes: requests and replies, by whom, how late, and what is no frame.
+
+    Writes nothing to the line. Where the agent of SITE runs, it shows what it sends and hears; otherwise this command
+    opens the line itself and hears whoever else talks there. Passwords in frames are shown. Ends with a summary.
+    """
+    if described.is_given == (site is not None):
+        raise click.UsageError("SITE, or --device, or --host expected")
+    agent: LocalAgent | None = None
+    families: dict[int, ModbusFamily] = {}
+    if site is None:
+        line = described.one_line()
+    else:
+        loaded = load_site(site)
+        line, meters = line_of(loaded, line_name)
+        families = {int(it.address): it.template for it in meters if isinstance(it.template, ModbusFamily)}
+        try:
+            agent = local.connect(loaded)
+        except LocalError as error:
+            raise Failed(str(error)) from error
+    if agent is None and line.protocol == "modbus-tcp":
+        raise Failed("a Modbus TCP connection cannot be overheard from beside; start the agent: meterctl run SITE")
+    setting = f" at {line.setting}" if line.setting else ""
+    how = f"through {agent}" if agent else f"over {line.endpoint}{setting}, opened for this"
+    click.echo(f"listening {how}; {'Ctrl-C ends' if not seconds else f'{seconds:g} s'}", err=True)
+    raw_file = None
+    try:
+        raw_file = raw_path.open("w", encoding="utf-8") if raw_path else None
+    except OSError as error:
+        raise Failed(f"{raw_path}: {error.strerror}") from error
+    listener = Listener(line.protocol, datetime.now(UTC), families)
+    sink = _Sink(listener, as_json, raw_file)
+    if raw_file is not None:
+        raw_file.write(capture_head(line))
+    problem = ""
+    try:
+        if agent is not None:
+            for chunk in agent.ask(Sniff(line.name, seconds or 0), Chunk):
+                sink.take(chunk)
+        else:
+            asyncio.run(_listen(line, seconds or 0, sink))
+    except KeyboardInterrupt:
+        pass
+    except (LocalError, LinkError) as error:
+        problem = str(error)
+    finally:
+        if raw_file is not None:
+            raw_file.close()
+    sink.end()
+    if problem:
+        raise Failed(problem)
+
+
+async def _listen(line: Line, seconds: float, sink: "_Sink") -> None:
+    async with aclosing(listen(line, seconds)) as chunks:
+        async for chunk in chunks:
+            sink.take(chunk)
+
+
+class _Sink:
+    def __init__(self, listener: Listener, as_json: bool, raw_file: TextIO | None) -> None:
+        self._listener = listener
+        self._as_json = as_json
+        self._raw_file = raw_file
+
+    def take(self, chunk: Chunk) -> None:
+        if not chunk.raw:
+            self._print(self._listener.fall_silent())
+            return
+        if self._raw_file is not None:
+            self._raw_file.write(capture_line(chunk))
+        self._print(self._listener.hear(chunk.at, chunk.raw, chunk.direction))
+
+    def end(self) -> None:
+        self._print(self._listener.fall_silent())
+        counts = self._listener.statistics(datetime.now(UTC))
+        if self._as_json:
+            click.echo(json.dumps({"summary": msgspec.to_builtins(counts)}, ensure_ascii=False))
+        else:
+            click.echo("\n".join(summary_lines(counts)))
+
+    def _print(self, heard: Iterable[Heard]) -> None:
+        for it in heard:
+            if self._as_json:
+                click.echo(json.dumps(msgspec.to_builtins(it), ensure_ascii=False))
+            else:
+                click.echo("\n".join(heard_lines(it)))
+
+
+_ARROWS: Final = {"request": ">", "reply": "<", "echo": "=", "garbage": "?"}
+
+
+def heard_lines(it: Heard) -> Iterator[str]:
+    waited = f"  after {it.waited_ms:.0f} ms" if it.waited_ms is not None else ""
+    stamp = f"{it.at.astimezone():%H:%M:%S.%f}"[:-3]
+    yield f"{stamp} {_ARROWS[it.kind]} {it.raw}{waited}"
+    for text in it.says:
+        yield f"{' ' * 15}{text}"
+
+
+def summary_lines(counts: Statistics) -> Iterator[str]:
+    yield (
+        f"{counts.seconds:.0f} s: {counts.frames} frames in {counts.octets} bytes, {counts.unanswered} questions not "
+        f"answered, {counts.checksum_failures} wrong checksums, {counts.garbage_octets} bytes that are no frame, "
+        f"longest silence {counts.silence_max_s:.1f} s"
+    )
+    for talker in counts.talkers:
+        times = ""
+        if talker.reply_mean_ms is not None and talker.reply_max_ms is not None:
+            times = f", after {talker.reply_mean_ms:.0f} ms on average, {talker.reply_max_ms:.0f} ms at most"
+        yield (
+            f"  {talker.who}: asked {talker.requests} times, answered {talker.replies}{times}, "
+            f"not answered {talker.unanswered}, refused {talker.refused}"
+        )
+    if not counts.octets:
+        yield "nothing was heard: is anybody asking? Check A and B, and that the adapter listens"
+    elif not counts.frames:
+        yield "no frame among what was heard: another speed, parity or protocol? Try: meterctl why --help"

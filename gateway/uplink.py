@@ -194,7 +194,7 @@ class Uplink:
                 logger.warning("message ignored topic=%s: %s", message.topic, error)
 
     async def _settle(self, receipt: Receipt) -> None:
-        await asyncio.to_thread(self._queue.settle, receipt.epoch, receipt.stored)
+        await asyncio.to_thread(self._queue.settle, receipt.epoch, receipt.stored, self._clock.now())
         if receipt.epoch != self._queue.epoch:
             return
         for seq in list(self._in_flight):
