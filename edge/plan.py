@@ -5,6 +5,7 @@ lists freely, over others as far as ``gap_max`` allows, over a forbidden one nev
 words of a counter come from one moment.
 """
 
+import math
 import struct
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from itertools import groupby
 
 from protocols import modbus
 from protocols.quantities import ENERGY_NAMES
-from protocols.templates import Limits, ModbusFamily, ModbusValue
+from protocols.templates import ENERGY_BOUND, Limits, ModbusFamily, ModbusValue
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -137,8 +138,8 @@ def plan(family: ModbusFamily, keys: frozenset[str]) -> Plan:
 class Decoder:
     """``plan``'s answers to values, compiled: one ``struct`` for all numbers of a request that share an order.
 
-    Values are None where the meter says "none" or where the scale register says nothing, since without it a value would
-    be wrong by a power of ten.
+    Values are None where the meter says "none", where no row could carry them, and where the scale register says
+    nothing, since without it a value would be wrong by a power of ten.
     """
 
     def __init__(self, family: ModbusFamily, made: Plan) -> None:
@@ -165,13 +166,16 @@ class Decoder:
                 words = array("H", raw)
                 words.byteswap()
                 raw = words.tobytes()
-            for key, scale, null, is_rounded, steps in zip(
-                block.keys, block.scales, block.nulls, block.rounded, block.layout.unpack(raw), strict=True
+            for key, scale, null, is_energy, steps in zip(
+                block.keys, block.scales, block.nulls, block.energies, block.layout.unpack(raw), strict=True
             ):
-                if steps == null or steps - steps != 0:  # NaN and infinity differ from themselves
+                scaled = steps * scale
+                if steps == null or scaled - scaled != 0:  # NaN and infinity differ from themselves
                     values[key] = None
+                elif not is_energy:
+                    values[key] = scaled
                 else:
-                    values[key] = round(steps * scale) if is_rounded else steps * scale
+                    values[key] = round(scaled) if abs(scaled) < ENERGY_BOUND else None
         for reading, decode_one in self._others:
             values[reading.key] = decode_one(_raw(reading, answers))
         if self._powers:
@@ -186,7 +190,12 @@ class Decoder:
                 continue
             power = powers[name]
             scaled = None if power is None else value * 10.0**power
-            values[key] = round(scaled) if scaled is not None and key in ENERGY_NAMES else scaled
+            if scaled is None or not math.isfinite(scaled):
+                values[key] = None
+            elif key in ENERGY_NAMES:
+                values[key] = round(scaled) if abs(scaled) < ENERGY_BOUND else None
+            else:
+                values[key] = scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +208,7 @@ class _Block:
     keys: tuple[str, ...]
     scales: tuple[float | int, ...]
     nulls: tuple[int | None, ...]
-    rounded: tuple[bool, ...]
+    energies: tuple[bool, ...]
 
 
 def _letter(value: ModbusValue) -> str | None:
@@ -235,7 +244,7 @@ def _blocks(family: ModbusFamily, made: Plan, number: int, request: Span) -> Ite
                 tuple(reading.key for reading in taken),
                 scales,
                 tuple(reading.value.null for reading in taken),
-                tuple(it.key in ENERGY_NAMES and isinstance(by, float) for it, by in zip(taken, scales, strict=True)),
+                tuple(reading.key in ENERGY_NAMES for reading in taken),
             )
 
 

@@ -28,6 +28,7 @@ Side: TypeAlias = Literal["primary", "secondary"]
 
 # Registers each type takes; None: as many as the table's `words` says.
 WORDS: Final[dict[str, int | None]] = {**{name: words for name, (_, words) in modbus.TYPES.items()}, "ascii": None}
+ENERGY_BOUND: Final = 2**63  # Wh; rows carry int64
 _SIGNIFICAND_BITS: Final = {"float32": 24, "float64": 53}
 
 
@@ -277,7 +278,8 @@ class ModbusFamily(
     def decode(self, value: ModbusValue, raw: bytes) -> float | int | str | None:
         """A value in its unit, without its scale register; energy is whole Wh. ``raw``: its (2 × count,) bytes.
 
-        Raises FrameError for BCD with a digit above 9 and for text that is none.
+        None is also what no row can carry, as a float in the wrong word order may be. Raises FrameError for BCD with a
+        digit above 9 and for text that is none.
         """
         byte_order = value.byte_order or self.byte_order
         if value.type == "ascii":
@@ -286,12 +288,11 @@ class ModbusFamily(
         steps = modbus.decode_value(raw, value.type, word_order=order, byte_order=byte_order, null=value.null)
         if steps is None:
             return None
-        if isinstance(steps, int) and value.scale.is_integer():
-            return steps * int(value.scale)  # exact, also past 2**53
-        scaled = steps * value.scale
+        exact = isinstance(steps, int) and value.scale.is_integer()  # also past 2**53
+        scaled = steps * int(value.scale) if exact else steps * value.scale
         if isinstance(value, ModbusRegister) and QUANTITIES[value.quantity].kind is Kind.ENERGY:
-            return round(scaled)
-        return scaled
+            return round(scaled) if abs(scaled) < ENERGY_BOUND else None
+        return scaled if math.isfinite(scaled) else None
 
 
 Template: TypeAlias = Dlt645Template | Dlt645Template1997 | ModbusTemplate | ModbusFamily

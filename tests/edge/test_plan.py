@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from edge.plan import PlanError, Span, coalesce, decode, plan
 from protocols import modbus, templates
@@ -218,15 +219,25 @@ def test_orders_may_differ_within_one_answer(words: Literal["big", "little"], oc
             ModbusExtra(name="text", address=8, type="ascii", words=2, byte_order=octets),
         ),
     )
-    energy = modbus.encode_value(2**60 + 1, "int64", word_order=words, byte_order=octets)
+    energy = modbus.encode_value(2**59 + 1, "int64", word_order=words, byte_order=octets)
     answer = modbus.encode_value(230.5, "float32") + energy
     answer += modbus.encode_value(12_345_678, "bcd32", word_order=words, byte_order=octets)
     answer += modbus.encode_text("abc", 2, byte_order=octets)
     made = plan(it, frozenset(value.key for value in it.values))
     assert decode(it, made, [answer]) == {
         "voltage_l1_v": 230.5,
-        "energy_import_wh": 10 * (2**60 + 1),
+        "energy_import_wh": 10 * (2**59 + 1),
         "low": int.from_bytes(energy[2:4], "big"),
         "digits": 12_345_678,
         "text": "abc",
     }
+
+
+@pytest.mark.parametrize("type_", ["float32", "float64", "uint64"])
+def test_an_energy_that_no_row_can_carry_is_none(type_: str) -> None:
+    """A float in the wrong word order is such a number."""
+    register = ModbusRegister(quantity="energy_import_wh", address=0, type=type_, scale=1000.0)
+    it = replace(family("eastron-sdm630"), register=(register,), extra=())
+    raw = (b"\x7f\x7f" + b"\xff" * 6 if type_ == "float32" else b"\x7f\xef" + b"\xff" * 6)[: 2 * register.count]
+    assert it.decode(register, raw) is None
+    assert decode(it, plan(it, frozenset(["energy_import_wh"])), [raw]) == {"energy_import_wh": None}

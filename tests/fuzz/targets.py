@@ -20,7 +20,7 @@ from gateway import config, decode, sniff
 from protocols import dlt645, modbus, templates, uplink
 from protocols.dlt645 import edition1997
 from protocols.framing import GARBAGE_BYTES_MAX, FrameError, Garbage, MeterError, StreamDecoder
-from protocols.quantities import Kind
+from protocols.quantities import ENERGY_NAMES, POWER_NAMES, Kind
 from protocols.templates import ModbusFamily
 from tests.gateway.test_queue import NOW, energy, power
 
@@ -276,7 +276,12 @@ def modbus_plan(raw: bytes) -> None:
         answers.append(case.raw[at : at + 2 * request.count].ljust(2 * request.count, b"\0"))
         at += 2 * request.count
     values = refused(lambda: plan.decode(family, made, answers))
-    assert values is None or values.keys() >= {it.key for it in family.values}
+    if values is None:
+        return
+    assert values.keys() >= {it.key for it in family.values}
+    for kind, wanted in ((Kind.ENERGY, ENERGY_NAMES), (Kind.POWER, POWER_NAMES)):
+        row = uplink.Row("m1", NOW, NOW, None, 0, {name: values[name] for name in wanted if name in values})  # type: ignore[misc]
+        uplink.encode_rows(gateway="gw-1", epoch="0" * 32, seq=1, kind=kind, sent_at=NOW, rows=[row])
 
 
 # ---- documents -------------------------------------------------------------------------------------------------------
@@ -522,6 +527,7 @@ def template_texts() -> Seeds:
     folder = Path(templates.__file__).parent / "meters"
     for name in templates.names():
         yield (folder / f"{name}.toml").read_bytes()
+    yield (folder / "eastron-sdm630.toml").read_bytes().replace(b'"float32"', b'"float64"')
     yield b"a = " + b"9" * 5_000
     yield b"a = " + b"[" * 2_000
 
