@@ -13,23 +13,24 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Literal
 
 from edge.bus import OFF_MARK_MAX, Bus
-from edge.model import Meter, PollFailure, Reason
-from gateway import health
+from edge.model import Line, Meter, PollFailure, Reason
+from gateway import health, read, scan, sniff, status
 from gateway.clocks import Clocks, Synced
 from gateway.commands import Commands
 from gateway.commands.field import Field
 from gateway.commands.journal import Journal
+from gateway.local import Answers, Local, LocalError
 from gateway.marks import Marks, Run
-from gateway.queue import BATCH_ROWS, Queue
+from gateway.queue import BATCH_ROWS, Queue, QueueError
 from gateway.sites import Active, Sites
 from gateway.uplink import Uplink
 from protocols.clock import Clock
 from protocols.quantities import Kind, Quality
 from protocols.templates import has_profile, remembers
-from protocols.uplink import Event, Row, Status, to_us
+from protocols.uplink import Event, Row, Status, from_us, to_us
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,6 @@ SILENT_POLLS: Final = 4  # in a row: two sweeps of energy and power, or question
 DAY_S: Final = 86_400
 ABSENT_WAIT_MIN: Final = timedelta(minutes=1)
 ABSENT_WAIT_MAX: Final = timedelta(hours=1)
-ALIVE: Final = timedelta(hours=1)  # a line counts as alive when a meter on it answered within this
 
 _UNHEARD: Final = (Reason.SILENT, Reason.BACKING_OFF, Reason.LINK_DOWN)
 
@@ -85,6 +85,8 @@ class Agent:
         self._uplink = Uplink(site.broker, queue, journal, clock, receive=self._receive, status=self._status)
         self.told = self._uplink.wake
         self._commands = Commands(journal, clock, self._field, report=self._report, told=self.told)
+        self.local = Local(site.data_dir, gateway=site.gateway, software=software)
+        self._offer()
 
     async def run(self) -> None:
         logger.info(
@@ -99,6 +101,7 @@ class Agent:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._uplink.run())
                 tasks.create_task(self._commands.run())
+                tasks.create_task(self.local.run())
                 tasks.create_task(self._clocks.run())
                 tasks.create_task(self._sweep_on_marks())
                 for line, meters in self._site.lines:
@@ -215,6 +218,7 @@ class Agent:
             # It refuses, or talks nonsense: no use asking the same at once.
             self._absent[meter.name].add([run], self._clock.now() + ABSENT_WAIT_MIN)
             return []
+        health.heard_at = self._clock.now()
         if len(rows) < run.end - run.first:
             missing = Marks([run])
             for row in rows:
@@ -307,17 +311,79 @@ class Agent:
     async def _sync_clocks(self, meters: Sequence[str], asked_by: str, until: datetime) -> Mapping[str, Synced]:
         return await self._clocks.sync(meters, asked_by=asked_by, until=until)
 
+    # ---- asked on this computer --------------------------------------------------------------------------------------
+
+    def _offer(self) -> None:
+        """What `meterctl` may ask through the local socket; it takes its turns on the lines as everybody does."""
+        known = scan.known_templates(more=(meter.template for _, meter in self._meters.values()))
+        self.local.offer(read.Read, lambda question: read.answer(self._meters, question))
+        self.local.offer(scan.ScanLine, lambda question: scan.answer(self._buses, known, question))
+        self.local.offer(sniff.Sniff, lambda question: sniff.answer(self._buses, self._clock, question))
+        self.local.offer(status.AskStatus, lambda question: self._tell_status())
+        self.local.offer(status.AskQueue, lambda question: self._tell_queue())
+
+    async def _tell_queue(self) -> Answers:
+        try:
+            yield await asyncio.to_thread(status.read_queue, self._site)
+        except QueueError as error:
+            raise LocalError(str(error)) from error
+
+    async def _tell_status(self) -> Answers:
+        overview = self._status()
+        yield status.GatewayStatus(
+            gateway=self._site.gateway,
+            at=self._clock.now(),
+            software=overview.software,
+            uptime_s=overview.uptime_s,
+            site=overview.site,
+            uplink=self._uplink.state,
+            receipt_at=None if overview.receipt_at is None else from_us(overview.receipt_at),
+            queued_batches=overview.queued_batches,
+            queue_fill=overview.queue_fill,
+            lines=tuple(self._line_status(line, meters) for line, meters in self._site.lines),
+            meters=tuple(self._meter_status(bus.line, meter) for bus, meter in self._meters.values()),
+        )
+
+    def _line_status(self, line: Line, meters: Sequence[Meter]) -> status.LineStatus:
+        known = [self._health[meter.name] for meter in meters]
+        state: Literal["up", "down", "not asked yet"] = "not asked yet"
+        if any(it.heard_at and not it.is_down for it in known):
+            state = "up"
+        elif any(it.is_down for it in known):
+            state = "down"
+        return status.LineStatus(line.name, str(line.endpoint), state)
+
+    def _meter_status(self, line: Line, meter: Meter) -> status.MeterStatus:
+        known = self._health[meter.name]
+        clock = self._clocks.states.get(meter.name)
+        newest = self._queue.newest_mark(meter.name)
+        return status.MeterStatus(
+            name=meter.name,
+            line=line.name,
+            address=meter.address,
+            heard_at=known.heard_at,
+            is_silent=known.is_silent,
+            clock_offset_s=clock.offset.offset_s if clock and clock.offset else None,
+            gap_marks=sum(gap.end - gap.first for gap in self._queue.gaps(meter.name, *self._window())),
+            newest_mark=None if newest is None else self._queue.at(newest),
+        )
+
     # ---- a site on trial ---------------------------------------------------------------------------------------------
 
     def settle(self, active: Active) -> None:
         """The site on trial counts now."""
         self._field.active = active
 
-    def alive(self) -> set[str]:
-        """Lines on which a meter answered lately."""
-        since = self._clock.now() - ALIVE
-        heard = {name for name, health in self._health.items() if health.heard_at and health.heard_at >= since}
-        return {line.name for line, meters in self._site.lines if any(meter.name in heard for meter in meters)}
+    def heard(self) -> dict[str, datetime]:
+        """When a meter was last heard, by line; without lines that were silent since the start."""
+        times = (
+            (line.name, self._health[meter.name].heard_at) for line, meters in self._site.lines for meter in meters
+        )
+        heard: dict[str, datetime] = {}
+        for line, at in times:
+            if at is not None:
+                heard[line] = max(at, heard.get(line, at))
+        return heard
 
     async def prove(self, alive: set[str]) -> None:
         """Return once the broker has acknowledged us, and meters answer on the lines that were ``alive`` before."""
@@ -330,7 +396,7 @@ class Agent:
     async def _try_until_heard(self, meters: Sequence[Meter], *, anywhere: bool) -> None:
         while True:
             for meter in meters:
-                if any(self._health[one.name].heard_at for one in meters) or (anywhere and self.alive()):
+                if any(self._health[one.name].heard_at for one in meters) or (anywhere and self.heard()):
                     return
                 outcome = await self._meters[meter.name][0].read_power(meter, self._clock.now())
                 self._health[meter.name].heard(outcome, self._clock.now())
@@ -342,10 +408,10 @@ class Agent:
     def missing(self, alive: set[str]) -> str:
         """What ``prove`` is still waiting for."""
         told = [] if self._uplink.acknowledged.is_set() else [f"the broker did not take us ({self._uplink.state})"]
-        silent = self._awaited(alive) - self.alive()
+        silent = self._awaited(alive) - self.heard().keys()
         if silent:
             told.append(f"no meter answered on {', '.join(sorted(silent))}, where meters answered before")
-        elif alive and not self.alive():
+        elif alive and not self.heard():
             told.append("no meter answered on any line")
         return "; ".join(told) or "nothing is missing"
 

@@ -196,6 +196,10 @@ class Queue:
         marks = self._collected.get(meter)
         return marks.gaps(first, end) if marks else [Run(first, end)]
 
+    def newest_mark(self, meter: str) -> int | None:
+        """That ``meter`` has given."""
+        return max((run.end - 1 for run in self._collected.get(meter, ())), default=None)
+
     # ---- in ----------------------------------------------------------------------------------------------------------
 
     def append_rows(self, kind: Kind, rows: Sequence[Row], now: datetime, *, again: bool = False) -> int:

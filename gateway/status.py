@@ -16,7 +16,7 @@ from gateway.config import Site
 from gateway.lines import Failed, load_site
 from gateway.local import LocalError
 from gateway.marks import Marks
-from gateway.queue import QUEUE_FILE
+from gateway.queue import QUEUE_FILE, QueueError
 from protocols.clock import SystemClock
 from protocols.uplink import from_us
 
@@ -67,7 +67,7 @@ class GatewayStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """The batches of one kind."""
+    """The batches of one kind; ``octets`` on disk."""
 
     kind: str
     batches: int
@@ -104,7 +104,7 @@ class QueueFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_queue(site: Site) -> QueueFacts:
-    """Opens the file for reading only, whether an agent writes it or not. Raises Failed."""
+    """Opens the file for reading only, whether an agent writes it or not. Raises QueueError."""
     with closing(_open(site)) as db:
         meta = dict(db.execute("SELECT name, value FROM meta"))
         rows = db.execute(
@@ -131,12 +131,13 @@ def read_queue(site: Site) -> QueueFacts:
 def _open(site: Site) -> sqlite3.Connection:
     path = site.data_dir / QUEUE_FILE
     if not path.exists():
-        raise Failed(f"{path}: no queue yet; it is made by: meterctl run")
+        raise QueueError(f"{path}: no queue yet; it is made by: meterctl run")
     try:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         db.execute("SELECT count(*) FROM meta")
     except sqlite3.DatabaseError as error:
-        raise Failed(f"{path}: {error}; may this user read it? A damaged one is set aside by meterctl run") from error
+        what = f"{path}: {error}; may this user read it? A damaged one is set aside by meterctl run"
+        raise QueueError(what) from error
     return db
 
 
@@ -188,7 +189,10 @@ def queue_command(site: Path, as_json: bool) -> None:
 
     It does not matter whether the agent runs.
     """
-    facts = read_queue(load_site(site))
+    try:
+        facts = read_queue(load_site(site))
+    except QueueError as error:
+        raise Failed(str(error)) from error
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(facts), ensure_ascii=False, indent=2))
     else:
@@ -245,7 +249,10 @@ def status_command(site: Path, as_json: bool) -> None:
             click.echo("\n".join(_status_lines(told)))
         return
     now = SystemClock.from_environment().now()
-    facts, meters = read_queue(loaded), _meters_of_file(loaded, now)
+    try:
+        facts, meters = read_queue(loaded), _meters_of_file(loaded, now)
+    except QueueError as error:
+        raise Failed(f"no agent runs: {error}") from error
     if as_json:
         document = {"running": False, "queue": msgspec.to_builtins(facts), "meters": msgspec.to_builtins(meters)}
         click.echo(json.dumps(document, ensure_ascii=False, indent=2))
