@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge.budget import budget
 from edge.model import Line, Meter, Parity, Protocol, Role, SerialEndpoint, SerialSetting, TcpEndpoint
+from gateway.clocks.policy import Rules
 from gateway.uplink import Broker
 from protocols import templates
 
@@ -54,6 +55,16 @@ class BackfillSection(_Section):
 
 class QueueSection(_Section):
     bytes_max: int = Field(2_000_000_000, ge=4_000_000)  # ~30 days of 100 meters; a smaller disk may take less
+
+
+class ClocksSection(_Section):
+    """Clocks are measured each day in any case; setting one moves meter data, so a person decides, or says who may."""
+
+    correct: Literal["never", "asked", "policy"] = "asked"  # asked: by the command sync_clock; policy: also by itself
+    trust: Literal["ntp", "always"] = "ntp"  # ntp: sets no clock while the kernel's own follows no time server
+    limit_s: float = Field(60.0, ge=5, le=3_600, strict=False)  # past it rows are suspect: 7 % of an interval
+    # Good meters keep 0.5 s a day at room temperature; in a hot or cold cabinet a few.
+    drift_limit_s_per_day: float = Field(5.0, ge=0.5, le=3_600, strict=False)
 
 
 class TemplatesSection(_Section):
@@ -114,6 +125,7 @@ class Site:
     queue_bytes_max: int
     lines: tuple[tuple[Line, tuple[Meter, ...]], ...]
     dlt645_password: str | None = field(default=None, repr=False)
+    clocks: Rules = field(default_factory=Rules)
 
     @property
     def meters(self) -> tuple[Meter, ...]:
@@ -150,7 +162,7 @@ class _Check:
         self._problems: list[Problem] = []
 
     def site(self) -> Site | list[Problem]:
-        known = ("gateway", "uplink", "poll", "backfill", "queue", "templates", "line", "meter")
+        known = ("gateway", "uplink", "poll", "backfill", "queue", "clocks", "templates", "line", "meter")
         for name in self._document:
             if name not in known:
                 self._add(name, f"unknown section; known are {', '.join(known)}")
@@ -159,6 +171,7 @@ class _Check:
         poll = self._table("poll", PollSection)
         backfill = self._table("backfill", BackfillSection)
         queue = self._table("queue", QueueSection)
+        clocks = self._table("clocks", ClocksSection)
         own = self._table("templates", TemplatesSection)
         lines = self._tables("line", LineSection)
         meters = self._tables("meter", MeterSection)
@@ -175,7 +188,7 @@ class _Check:
                 self._add(f"line[{i}]", str(plan))
         broker = self._broker(gateway.name if gateway else "", uplink.url if uplink else None)
         dlt645_password = self._dlt645_password()
-        if self._problems or not (gateway and broker and poll and backfill and queue):
+        if self._problems or not (gateway and broker and poll and backfill and queue and clocks):
             return self._problems
         return Site(
             gateway=gateway.name,
@@ -186,6 +199,7 @@ class _Check:
             queue_bytes_max=queue.bytes_max,
             lines=tuple((line, behind[i]) for i, line in whole.items()),
             dlt645_password=dlt645_password,
+            clocks=Rules(clocks.correct, clocks.trust, clocks.limit_s, clocks.drift_limit_s_per_day),
         )
 
     # ---- the file ----------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Whether the gateway's own clock may set others'."""
 
-import ctypes
 import time
 from collections.abc import Callable
 from typing import Final, Literal
+
+from gateway.health import clock_error_s
 
 STEP_MAX_S: Final = 2.0  # between the box's two clocks; more, and its wall clock was set
 ERROR_MAX_S: Final = 5.0  # of the kernel's own estimate; it says 16 when nothing synchronises it
@@ -21,11 +22,11 @@ class OwnTime:
         *,
         wall: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
-        error_s: "Callable[[], float | None] | None" = None,
+        error_s: Callable[[], float | None] = clock_error_s,
     ) -> None:
         self._trust = trust
         self._wall, self._steady = wall, steady
-        self._error_s = error_s or kernel_error_s
+        self._error_s = error_s
         self._apart_s = wall() - steady()
 
     def step_s(self) -> float:
@@ -44,25 +45,3 @@ class OwnTime:
         if error_s > ERROR_MAX_S:
             return f"this gateway's own clock is not synchronised (it may be {error_s:.0f} s off); start chrony or ntpd"
         return None
-
-
-class _Timex(ctypes.Structure):
-    """The beginning of struct timex, and room for the rest."""
-
-    _fields_ = (
-        ("modes", ctypes.c_uint),
-        ("offset", ctypes.c_long),
-        ("freq", ctypes.c_long),
-        ("maxerror", ctypes.c_long),  # µs; grows by 500 ppm, and is set back by whoever synchronises
-        ("rest", ctypes.c_byte * 512),
-    )
-
-
-def kernel_error_s() -> float | None:
-    """What the kernel's clock may be off by; None where it does not say. The same on glibc and musl."""
-    told = _Timex()
-    try:
-        state = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(told))
-    except (AttributeError, OSError):
-        return None
-    return None if state < 0 else told.maxerror / 1e6
