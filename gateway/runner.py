@@ -11,6 +11,7 @@ import logging
 import signal
 import sqlite3
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Final
 
 from gateway.agent import Agent
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 TRIAL_S: Final = 120.0
 STOP_MAX_S: Final = 2.5
+ALIVE: Final = timedelta(hours=1)  # a line counts as alive when a meter on it answered within this
 AGAIN_MAX_S: Final = 15.0  # for an agent to end that another one follows
 
 
@@ -44,13 +46,15 @@ class Runner:
             asyncio.get_running_loop().add_signal_handler(how, stop.set)
         stopping = asyncio.create_task(stop.wait())
         agent, running = self._start(active)
+        heard: dict[str, datetime] = {}  # also by the agents before this one
         while True:
             await asyncio.wait((running, stopping, agent.wish), return_when=asyncio.FIRST_COMPLETED)
             if stopping.done():
                 break
             if running.done():
                 return self._failed(running)
-            wish, alive = agent.wish.result(), agent.alive()
+            wish, heard = agent.wish.result(), heard | agent.heard()
+            alive = {line for line, at in heard.items() if at >= self.clock.now() - ALIVE}
             if not await self._end(running, AGAIN_MAX_S):
                 return 1
             if wish is None:

@@ -14,11 +14,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
 from gateway.queue import Queue, Queued
 from protocols.clock import Clock
@@ -69,6 +70,23 @@ class Broker:
         if self.certificate:
             context.load_cert_chain(self.certificate, self.key)
         return context
+
+
+class _Client(aiomqtt.Client):
+    """aiomqtt takes a PUBACK for granted, but a broker says there, too, that we may not publish."""
+
+    refused = ""
+
+    def _on_publish(self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Any) -> None:
+        if reason_code.is_failure:
+            self.refused = str(reason_code)
+        super()._on_publish(client, userdata, mid, reason_code, properties)
+
+    async def say(self, topic: str, payload: bytes, **how: Any) -> None:
+        """Publish at QoS 1. Raises aiomqtt.MqttError also where the broker refuses."""
+        await self.publish(topic, payload, 1, **how)
+        if self.refused:
+            raise aiomqtt.MqttError(f"may not publish {topic} ({self.refused}); check the broker's access list")
 
 
 class Uplink:
@@ -134,11 +152,11 @@ class Uplink:
             return "no answer to CONNECT; is it an MQTT 5 broker, and is the password right?"
         return reason
 
-    def _client(self) -> aiomqtt.Client:
+    def _client(self) -> _Client:
         gone = Status(online=False, at=to_us(self._clock.now()), epoch=self._queue.epoch)
         session = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         session.SessionExpiryInterval = SESSION_S
-        client = aiomqtt.Client(
+        client = _Client(
             self._broker.host,
             self._broker.port,
             identifier=self._broker.username,
@@ -165,7 +183,7 @@ class Uplink:
                 if (code if isinstance(code, int) else code.value) >= 0x80:
                     raise aiomqtt.MqttError(f"may not subscribe {self._topic(last)} ({code}); check the broker's ACL")
 
-    async def _session(self, client: aiomqtt.Client) -> None:
+    async def _session(self, client: _Client) -> None:
         self._in_flight.clear()  # what the last connection carried may be lost with it
         self._timeout_s = RECEIPT_TIMEOUT_S
         try:
@@ -204,7 +222,7 @@ class Uplink:
         self.receipt_at = to_us(self._clock.now())
         self._work.set()
 
-    async def _send(self, client: aiomqtt.Client) -> None:
+    async def _send(self, client: _Client) -> None:
         while True:
             self._work.clear()
             now_s = self._clock.monotonic()
@@ -215,7 +233,7 @@ class Uplink:
                 del self._in_flight[seq]
             # Replies first: somebody waits for them.
             for command_id, reply in await asyncio.to_thread(self._journal.replies):
-                await client.publish(self._topic(Topic.REPLY), reply, qos=1)
+                await client.say(self._topic(Topic.REPLY), reply)
                 await asyncio.to_thread(self._journal.told, command_id)
             batches = await self._take(self._clock.now())
             for batch in batches:
@@ -235,16 +253,14 @@ class Uplink:
             return None
         return max(0.0, min(self._in_flight.values()) - self._clock.monotonic())
 
-    async def _publish(self, client: aiomqtt.Client, batch: Queued) -> None:
+    async def _publish(self, client: _Client, batch: Queued) -> None:
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
         properties.ContentType = MSGPACK
-        await client.publish(
-            self._topic(_TOPICS[batch.kind]), batch.payload, qos=1, properties=properties, timeout=PUBACK_S
-        )
+        await client.say(self._topic(_TOPICS[batch.kind]), batch.payload, properties=properties, timeout=PUBACK_S)
 
-    async def _tell_status(self, client: aiomqtt.Client) -> None:
+    async def _tell_status(self, client: _Client) -> None:
         while True:
-            await client.publish(self._topic(Topic.STATUS), encode(self._status()), qos=1, retain=True)
+            await client.say(self._topic(Topic.STATUS), encode(self._status()), retain=True)
             self.acknowledged.set()
             await self._clock.sleep(STATUS_S)
 
@@ -275,18 +291,20 @@ def diagnose(broker: Broker) -> str | None:
     except OSError as error:
         return f"a PEM file is missing or broken: {error}"
     try:
-        with (
-            socket.create_connection((broker.host, broker.port), CONNECT_S) as wire,
-            context.wrap_socket(wire, server_hostname=broker.host) as tls,
-        ):
+        wire = socket.create_connection((broker.host, broker.port), CONNECT_S)
+    except OSError:  # nothing to do with certificates
+        return None
+    try:
+        with wire, context.wrap_socket(wire, server_hostname=broker.host) as tls:
             tls.settimeout(_ALERT_S)
-            tls.recv(1)
+            with suppress(TimeoutError):
+                tls.recv(1)
     except ssl.SSLCertVerificationError as error:
         ours = broker.ca or "the system's list; set GRIDLOOM_MQTT_CA"
         return f"the broker's certificate is not trusted: {error.verify_message} (CA: {ours})"
     except ssl.SSLError as error:
         alert = error.reason or str(error)
         return next((said for part, said in _TLS_REASONS if part in alert.upper()), f"TLS: {alert}")
-    except OSError:  # nothing to do with certificates, or (a timeout) nothing wrong with them
-        return None
+    except OSError as error:
+        return f"TLS does not come about ({error}); does the broker speak it on this port?"
     return None

@@ -55,6 +55,23 @@ class Mosquitto:
         return (self.directory / "log").read_text()
 
 
+def certify(folder: Path, kind: str, name: str, *, days: int = 1) -> None:
+    """A certificate by ``deploy/make-certificates``: ``server`` for a host, ``client`` for a user name."""
+    subprocess.run(
+        [str(DEPLOY / "make-certificates"), str(folder), kind, name],
+        check=True, capture_output=True, env={**os.environ, "DAYS": str(days)},
+    )  # fmt: skip
+
+
+def new_tls_mosquitto(directory: Path) -> Mosquitto:
+    """With a TLS listener, which is then ``port``. Certificates are in ``directory / "certs"``."""
+    broker = new_mosquitto(directory)
+    certify(directory / "certs", "server", "127.0.0.1")
+    plain = free_port()
+    broker.environment = {"MQTT_TLS_PORT": str(broker.port), "MQTT_TLS_BIND": "127.0.0.1", "MQTT_PORT": str(plain)}
+    return broker
+
+
 def new_mosquitto(directory: Path) -> Mosquitto:
     if not shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin"):
         missing_service("mosquitto")

@@ -6,7 +6,8 @@
 #   MQTT_DATA     folder that survives a restart          (default /mosquitto/data)
 #   MQTT_RUN      folder for what is made at each start   (default /run/mosquitto)
 #   MQTT_CERTS    folder of ca.crt, server.crt, server.key (default /mosquitto/certs); with these the TLS listener opens,
-#                 and clients must show a certificate of that CA too
+#                 and clients must show a certificate of that CA, whose common name is their user name
+#                 (deploy/make-certificates writes all of them)
 #   MQTT_PORT, MQTT_BIND          plain listener, for loopback and private networks only (default 1883, all addresses)
 #   MQTT_TLS_PORT, MQTT_TLS_BIND  TLS listener                                           (default 8883, all addresses)
 #   MQTT_AS       system user to run as when started as root (default mosquitto's own choice)
@@ -45,6 +46,8 @@ chmod 600 "$run/acl" "$run/passwords"
         echo "certfile $certs/server.crt"
         echo "keyfile $certs/server.key"
         echo "require_certificate true"
+        # Who signs in is whom the certificate names: a gateway with a certificate needs no password.
+        echo "use_identity_as_username true"
         echo "tls_version tlsv1.2"
     fi
 } >"$run/mosquitto.conf"

@@ -1,13 +1,17 @@
 """The uplink against a real broker: only receipts delete, and nothing is lost with the broker's memory."""
 
 import asyncio
+import shutil
 import signal
+import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiomqtt
 import pytest
 
 from gateway import uplink
@@ -16,12 +20,13 @@ from gateway.queue import Queue
 from gateway.uplink import Uplink
 from protocols.clock import SystemClock
 from protocols.quantities import Kind
-from protocols.uplink import Event, Receipt, Status
+from protocols.uplink import Event, Receipt, Status, Topic, decode_batch, encode, topic
 from simulators.ports import free_port
 from simulators.services import Broker
 from tests.conftest import BROKER_USERS, stop, wait_for_port
 from tests.gateway.cloud import cloud, until
 from tests.gateway.test_queue import NOW, energy, open_queue
+from tests.mosquitto import Mosquitto, certify, new_tls_mosquitto
 
 
 async def ignore(payload: bytes) -> None:
@@ -33,6 +38,14 @@ async def running(
     broker: Broker, queue: Queue, receive: Callable[[bytes], Coroutine[Any, Any, None]] = ignore
 ) -> AsyncIterator[Uplink]:
     where = uplink.Broker("127.0.0.1", broker.port, queue.gateway, broker.users[queue.gateway])
+    async with connecting(where, queue, receive) as line:
+        yield line
+
+
+@asynccontextmanager
+async def connecting(
+    where: uplink.Broker, queue: Queue, receive: Callable[[bytes], Coroutine[Any, Any, None]] = ignore
+) -> AsyncIterator[Uplink]:
     line = Uplink(
         where,
         queue,
@@ -184,3 +197,114 @@ def test_a_wrong_password_is_told_once(
     assert len(told) == 1, told
     assert f"broker=127.0.0.1:{embedded_broker.port}" in told[0]
     assert "is the password right?" in told[0]
+
+
+# ---- TLS with certificates -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tls_mosquitto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mosquitto]:
+    folder = tmp_path_factory.mktemp("tls")
+    broker = new_tls_mosquitto(folder)
+    certs = folder / "certs"
+    for name in ("gw-1", "gw-2", "cloud"):
+        certify(certs, "client", name)
+    # OpenSSL 3 takes -days 0 and less: over before it began.
+    certify(certs / "expired", "client", "gw-1")
+    for name in ("ca.crt", "ca.key"):
+        shutil.copy(certs / name, certs / "expired" / name)
+    certify(certs / "expired", "client", "gw-1", days=-1)
+    certify(certs / "stranger", "client", "gw-1")
+    broker.start()
+    yield broker
+    broker.stop()
+
+
+def by_certificate(broker: Mosquitto, name: str = "gw-1", *, ca: str = "", own: str | None = "") -> uplink.Broker:
+    """``ca``, ``own``: the folder of the CA and of the own certificate, where they are not the right ones."""
+    certs = broker.directory / "certs"
+    mine = None if own is None else certs / own / name
+    return uplink.Broker(
+        "127.0.0.1", broker.port, name, "", tls=True, ca=str(certs / ca / "ca.crt"),
+        certificate=f"{mine}.crt" if mine else None, key=f"{mine}.key" if mine else None,
+    )  # fmt: skip
+
+
+def test_a_certificate_says_who_we_are_and_no_password_is_needed(tls_mosquitto: Mosquitto, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        queue = open_queue(tmp_path)
+        fill(queue, 3)
+        certs = tls_mosquitto.directory / "certs"
+        context = ssl.create_default_context(cafile=str(certs / "ca.crt"))
+        context.load_cert_chain(certs / "cloud.crt", certs / "cloud.key")
+        async with aiomqtt.Client(
+            "127.0.0.1",
+            tls_mosquitto.port,
+            identifier="cloud",
+            protocol=aiomqtt.ProtocolVersion.V5,
+            tls_context=context,
+        ) as client:
+            await client.subscribe(topic("+", Topic.ENERGY), qos=1)
+            async with connecting(by_certificate(tls_mosquitto), queue):
+                seqs: list[int] = []
+                async with asyncio.timeout(30):
+                    async for message in client.messages:
+                        assert isinstance(message.payload, bytes)
+                        assert message.topic.value == topic("gw-1", Topic.ENERGY)
+                        seqs.append(decode_batch(message.payload).seq)
+                        if len(seqs) == 3:
+                            break
+                assert sorted(seqs) == [1, 2, 3]
+                receipt = Receipt(epoch=queue.epoch, stored=[(1, 3)])
+                await client.publish(topic("gw-1", Topic.RECEIPT), encode(receipt), qos=1)
+                await until(lambda: queue.batches == 0)
+
+    asyncio.run(scenario())
+
+
+def test_whose_certificate_it_is_decides_and_not_what_it_calls_itself(tls_mosquitto: Mosquitto, tmp_path: Path) -> None:
+    """gw-2's certificate under gw-1's name: what it says of gw-1 goes nowhere."""
+    mine = by_certificate(tls_mosquitto, "gw-2")
+    forged = replace(mine, username="gw-1")
+
+    async def scenario() -> None:
+        queue = open_queue(tmp_path)
+        fill(queue, 1)
+        async with connecting(forged, queue) as line:
+            await until(lambda: "may not publish gridloom/v1/gw-1/" in line.state)
+            assert not line.acknowledged.is_set()
+            assert queue.batches == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("ca", "own", "says"),
+    [
+        ("stranger", "", "the broker's certificate is not trusted: "),
+        ("", None, "the broker wants a client certificate; set GRIDLOOM_MQTT_CERT"),
+        ("", "expired", "the broker says our certificate has expired; renew GRIDLOOM_MQTT_CERT"),
+        ("", "stranger", "the broker does not know who signed our certificate"),
+    ],
+)
+def test_what_is_wrong_with_a_certificate_is_told_once(
+    tls_mosquitto: Mosquitto, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch,
+    ca: str, own: str | None, says: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(uplink, "RECONNECT_S", 0.05)
+    monkeypatch.setattr(uplink, "CONNECT_S", 0.5)
+
+    async def scenario() -> None:
+        async with connecting(by_certificate(tls_mosquitto, ca=ca, own=own), open_queue(tmp_path)) as line:
+            await until(lambda: says in line.state)
+            await asyncio.sleep(1)
+            assert says in line.state
+
+    asyncio.run(scenario())
+    told = [record.getMessage() for record in caplog.records if "uplink down" in record.getMessage()]
+    assert len(told) == 1, told
+    assert says in told[0]
+
+
+def test_tls_to_a_port_without_it_is_told(mosquitto: Mosquitto) -> None:
+    assert "on this port" in (uplink.diagnose(uplink.Broker("127.0.0.1", mosquitto.port, "gw-1", "", tls=True)) or "")
