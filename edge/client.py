@@ -365,4 +365,4 @@ class Client(Generic[F]):
         self._decoder = self._codec.decoder()
         self._deaf_timeouts = 0
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(LinkError(f"{self._line.endpoint}: connection lost"))
+            self._answer.set_exception(LinkError(f"{self._line.endpoint}: {self._link.reason}"))

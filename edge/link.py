@@ -58,6 +58,11 @@ class Link(asyncio.Protocol):
         """What is wrong, and what to do about it."""
         return str(error) or f"no answer in {CONNECT_TIMEOUT_S} s"
 
+    @property
+    def reason(self) -> str:
+        """Why there is no connection."""
+        return self._last_reason or "no connection"
+
     async def connect(self) -> None:
         """Return at once where connected. Raises LinkError."""
         if self._transport is not None:
@@ -67,8 +72,7 @@ class Link(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         wait_s = self._next_attempt_s - loop.time()
         if wait_s > 0:
-            reason = self._last_reason or "no connection"
-            raise LinkError(f"{self._where}: {reason} (next attempt in {wait_s:.1f} s)")
+            raise LinkError(f"{self._where}: {self.reason} (next attempt in {wait_s:.1f} s)")
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._open()
@@ -91,7 +95,7 @@ class Link(asyncio.Protocol):
 
     def write(self, raw: bytes) -> None:
         if self._transport is None:
-            raise LinkError(f"{self._where}: {self._last_reason or 'no connection'}")
+            raise LinkError(f"{self._where}: {self.reason}")
         self._transport.write(raw)
 
     def abort(self) -> None:

@@ -224,7 +224,8 @@ def test_the_environment_overrides_the_url(tmp_path: Path) -> None:
 
 def test_every_problem_is_told_with_its_place(tmp_path: Path) -> None:
     assert problems(tmp_path, BAD) == [
-        "site.toml: site: unknown section; known are gateway, uplink, poll, backfill, queue, templates, line, meter",
+        "site.toml: site: unknown section; "
+        "known are gateway, uplink, poll, backfill, queue, clocks, templates, line, meter",
         'site.toml: gateway.name: letters, digits, ".", "_", "-" expected, at most 63, got "gw 1"',
         "site.toml: poll.interval_s: 900 expected, got 60",
         'site.toml: queue.bytes_max: a whole number expected, got "2 GB"',
