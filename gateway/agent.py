@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 SETTLE: Final = timedelta(seconds=5)  # a meter needs a moment to freeze its registers at a mark
 PIECE_MARKS: Final = 24  # one read from memory: 6 h, 4 frames of DL/T 645; what a lost frame costs
 IDLE_S: Final = 1.0  # between two looks for gaps
+CLOCK_LOOK_S: Final = 1.0  # how soon a clock that was set back is noticed
 FLUSH_S: Final = 5.0  # a slow line does not fill a batch; what it gave is safe after this
 BACKFILL_FILL: Final = 0.5  # of the queue, then backfill pauses: memory of meters is a store too, live data has none
 SILENT_POLLS: Final = 4  # in a row: two sweeps of energy and power, or questions for a gap, before an event says so
@@ -118,14 +119,38 @@ class Agent:
             self._swept = max(self._swept, self._queue.mark_of(self._clock.now() - OFF_MARK_MAX))
             mark = self._swept + 1
             at = self._queue.at(mark)
+            if not await self._comes(at):
+                await self._begin_again(at)
+                continue
             # Registers that count on are read as near the mark as the lines allow; records keep.
-            await self._clock.sleep_until(at)
             await self._sweep(Kind.ENERGY, at, self._counting)
             await self._clock.sleep_until(at + SETTLE)
             await self._sweep(Kind.ENERGY, at, self._recording)
             self._swept = mark
             if self._clock.now() < self._queue.at(mark + 1):  # later it would be power of another mark
                 await self._sweep(Kind.POWER, at, [*self._meters.values()])
+
+    async def _comes(self, mark_at: datetime) -> bool:
+        """Wait for the next mark; False when the clock was set back meanwhile, so that it is not the next any more."""
+        sleeping = asyncio.ensure_future(self._clock.sleep_until(mark_at))
+        try:
+            while not sleeping.done():
+                await asyncio.wait({sleeping}, timeout=CLOCK_LOOK_S)
+                if (mark_at - self._clock.now()).total_seconds() > 2 * self._site.interval_s:
+                    return False
+        finally:
+            sleeping.cancel()
+        return True
+
+    async def _begin_again(self, expected: datetime) -> None:
+        """From the clock's new time. A box without a battery may have started in another year."""
+        now = self._clock.now()
+        logger.warning("the clock was set back now=%s awaited=%s; sweeps go on from now", now, expected)
+        self._swept = self._queue.mark_of(now)
+        for absent in self._absent.values():
+            absent.forget()  # or they would wait for a time that was wrong
+        detail: dict[str, str | int | float | bool | None] = {"awaited": expected.isoformat()}
+        await self._report(Event(at=to_us(now), kind="clock_set_back", detail=detail))
 
     async def _sweep(self, kind: Kind, at: datetime, meters: Sequence[tuple[Bus, Meter]]) -> None:
         """One batch from ``meters``; one that fails stops no other."""
