@@ -124,7 +124,9 @@ class Agent:
                 continue
             # Registers that count on are read as near the mark as the lines allow; records keep.
             await self._sweep(Kind.ENERGY, at, self._counting)
-            await self._clock.sleep_until(at + SETTLE)
+            if not await self._comes(at + SETTLE):
+                await self._begin_again(at)
+                continue
             await self._sweep(Kind.ENERGY, at, self._recording)
             self._swept = mark
             if self._clock.now() < self._queue.at(mark + 1):  # later it would be power of another mark
@@ -148,7 +150,7 @@ class Agent:
         logger.warning("the clock was set back now=%s awaited=%s; sweeps go on from now", now, expected)
         self._swept = self._queue.mark_of(now)
         for absent in self._absent.values():
-            absent.forget()  # or they would wait for a time that was wrong
+            absent.release(expected + ABSENT_WAIT_MAX)  # what waited for a time that was wrong
         detail: dict[str, str | int | float | bool | None] = {"awaited": expected.isoformat()}
         await self._report(Event(at=to_us(now), kind="clock_set_back", detail=detail))
 
