@@ -495,8 +495,7 @@ def sniff_command(
         raw_file = raw_path.open("w", encoding="utf-8") if raw_path else None
     except OSError as error:
         raise Failed(f"{raw_path}: {error.strerror}") from error
-    listener = Listener(line.protocol, datetime.now(UTC), families)
-    sink = _Sink(listener, as_json, raw_file)
+    sink = _Sink(line, families, as_json, raw_file)
     if raw_file is not None:
         raw_file.write(capture_head(line))
     problem = ""
@@ -525,12 +524,22 @@ async def _listen(line: Line, seconds: float, sink: "_Sink") -> None:
 
 
 class _Sink:
-    def __init__(self, listener: Listener, as_json: bool, raw_file: TextIO | None) -> None:
-        self._listener = listener
+    """Times are those of the chunks: an agent may run on another clock than this process (a demo does)."""
+
+    def __init__(
+        self, line: Line, families: Mapping[int, ModbusFamily], as_json: bool, raw_file: TextIO | None
+    ) -> None:
+        self._line = line
+        self._families = families
         self._as_json = as_json
         self._raw_file = raw_file
+        self._listener: Listener | None = None
+        self._now = datetime.now(UTC)
 
     def take(self, chunk: Chunk) -> None:
+        self._now = chunk.at
+        if self._listener is None:
+            self._listener = Listener(self._line.protocol, chunk.at, self._families)
         if not chunk.raw:
             self._print(self._listener.fall_silent())
             return
@@ -539,8 +548,9 @@ class _Sink:
         self._print(self._listener.hear(chunk.at, chunk.raw, chunk.direction))
 
     def end(self) -> None:
-        self._print(self._listener.fall_silent())
-        counts = self._listener.statistics(datetime.now(UTC))
+        listener = self._listener or Listener(self._line.protocol, self._now, self._families)
+        self._print(listener.fall_silent())
+        counts = listener.statistics(self._now)
         if self._as_json:
             click.echo(json.dumps({"summary": msgspec.to_builtins(counts)}, ensure_ascii=False))
         else:
