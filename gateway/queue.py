@@ -38,6 +38,8 @@ PAGE_BYTES: Final = 4_096
 DROPPED_MAX: Final = 50
 DROPPED_AS_ONE: Final = timedelta(hours=1)
 EVENT_BYTES: Final = 1_024
+RESERVE_BYTES: Final = 8 * 1024 * 1024
+VACUUM_PAGES: Final = 500  # at a time, so that the journal of it fits the reserve
 _SEQ_MAX: Final = 2**62
 
 _SCHEMA: Final = """
@@ -67,7 +69,7 @@ class QueueError(RuntimeError):
 
 
 class TornError(Exception):
-    """The file is not a whole SQLite database."""
+    """The file is not a whole SQLite database, or an older one than it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,15 @@ class Queued:
 
 
 class Queue:
-    """One gateway's queue file. ``bytes_max`` bounds the pages of its batches; the journal (64 MB) comes on top."""
+    """One gateway's queue file.
 
-    def __init__(self, path: Path, *, gateway: str, interval_s: int, bytes_max: int) -> None:
+    ``bytes_max`` bounds the pages of its batches; the journal (4 MB, 64 at worst) and the reserve (8 MB) come on top.
+    On a full disk nothing more comes in, and what waits is still sent and deleted, in the room of the reserve.
+    """
+
+    def __init__(
+        self, path: Path, *, gateway: str, interval_s: int, bytes_max: int, reserve_bytes: int = RESERVE_BYTES
+    ) -> None:
         """Open or make the file; a torn one is set aside and a new epoch begins. Raises QueueError."""
         self.path = path
         self.gateway = gateway
@@ -90,6 +98,7 @@ class Queue:
         self.bytes_max = bytes_max
         self._writing = threading.RLock()
         self._only_one = _lock_file(path.with_suffix(".lock"))
+        self._reserve = _Reserve(path.with_suffix(".reserve"), reserve_bytes)
         try:
             self._db = self._open()
         except TornError as torn:
@@ -101,6 +110,7 @@ class Queue:
             )
             self._db = self._open()
         self._load()
+        self._reserve.hold()
 
     # ---- opening -----------------------------------------------------------------------------------------------------
 
@@ -111,6 +121,7 @@ class Queue:
         except sqlite3.OperationalError as error:
             raise QueueError(f"{self.path}: {error}; can this user write to the folder?") from error
         try:
+            db.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a new file: a full disk gets back what was sent
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             db.execute("PRAGMA foreign_keys=ON")
@@ -129,12 +140,19 @@ class Queue:
                 db.execute("COMMIT")
             elif version != SCHEMA_VERSION:
                 raise QueueError(f"{self.path}: made by another version of gridloom; run that one, or move the file")
+            held: dict[str, str] = dict(db.execute("SELECT name, value FROM meta"))
+            sent = self._sent_by(held["epoch"])
+            if int(held["seq"]) < sent:
+                # The cloud would take new batches under old numbers for those it has, and drop them.
+                raise TornError(f"it ends with batch {held['seq']}, but {sent} was sent")
         except BaseException as error:
             db.close()
             if isinstance(error, sqlite3.DatabaseError):
                 # Only damage is answered with a new epoch: a full disk or a missing permission is somebody's to mend.
                 if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
                     raise TornError(str(error)) from error
+                if _is_full(error) and self._reserve.give_up():
+                    return self._open()
                 raise QueueError(f"{self.path}: {error}") from error
             raise
         return db
@@ -152,6 +170,11 @@ class Queue:
         for meter, first, end in self._db.execute('SELECT meter, first, "end" FROM collected'):
             self._collected.setdefault(meter, Marks()).add(first, end)
 
+    def _sent_by(self, epoch: str) -> int:
+        """The last batch of ``epoch`` that was handed out, by a file of its own: a disk may lose what it had synced."""
+        text = os.pread(self._only_one, 100, 0).decode("ascii", "replace").split()
+        return int(text[1]) if len(text) == 3 and text[0] == epoch and text[1].isdecimal() and text[2] == "." else 0
+
     def close(self) -> None:
         with self._writing:
             self._db.close()
@@ -161,14 +184,33 @@ class Queue:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """One durable change: what is in it survives a kill whole, or never was."""
         with self._writing:
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
                 self._db.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 with suppress(sqlite3.OperationalError):  # SQLite has rolled back by itself on a full disk
                     self._db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError) and _is_full(error) and self._reserve.give_up():
+                    self._checkpoint()
                 raise
+
+    def _checkpoint(self) -> None:
+        """Empty the journal, as far as there is room; its file stays as long as it is, and is room for the next one."""
+        with suppress(sqlite3.OperationalError):
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def _check_room(self) -> None:
+        """Nothing comes in while the reserve is given up. Raises sqlite3.OperationalError."""
+        with self._writing:
+            if self._reserve.is_held:
+                return
+            with suppress(sqlite3.OperationalError):
+                # A script, because the driver steps a statement without columns only once, which frees one page.
+                self._db.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+            self._checkpoint()
+            if not self._reserve.hold():
+                raise sqlite3.OperationalError("the disk is full; what waits is still sent")
 
     @contextmanager
     def _change(self) -> Iterator["_Change"]:
@@ -205,6 +247,7 @@ class Queue:
     def append_rows(self, kind: Kind, rows: Sequence[Row], now: datetime, *, again: bool = False) -> int:
         """Queue rows of one kind; energy marks that were collected before are left out, unless they are wanted
         ``again``. Returns rows queued."""
+        self._check_room()
         with self._change() as change:
             if kind is Kind.ENERGY:
                 new = self._collect(change, rows)
@@ -221,6 +264,7 @@ class Queue:
         return len(rows)
 
     def append_events(self, events: Sequence[Event], now: datetime) -> None:
+        self._check_room()
         with self._change() as change:
             # Room for these and for what their own eviction has to tell.
             evicted = self._make_room(change, _on_disk(EVENT_BYTES * (len(events) + len(EVICTION_ORDER))), now)
@@ -350,6 +394,8 @@ class Queue:
             if fresh:
                 with self.transaction() as db:
                     db.executemany("UPDATE batch SET sent_at = ? WHERE seq = ?", fresh)
+                # Not before the commit, and not synced: this must never be ahead of the queue on a disk that is honest.
+                os.pwrite(self._only_one, f"{self.epoch} {self._seq} .\n".encode(), 0)
         return [Queued(seq, Kind(kind), payload) for seq, kind, payload, _ in rows]
 
     def settle(self, epoch: str, stored: Sequence[tuple[int, int]], now: datetime | None = None) -> int:
@@ -383,6 +429,46 @@ class _Change:
     batches: int
     bytes: int
     collected: dict[str, Marks]
+
+
+class _Reserve:
+    """Room on the disk for the day somebody else has filled it: twice what the journal holds before it is emptied.
+
+    Without it a full disk could not even note that a batch was sent, or delete one.
+    """
+
+    def __init__(self, path: Path, octets: int) -> None:
+        self._path = path
+        self._octets = octets
+        self.is_held = False
+
+    def hold(self) -> bool:
+        """Take it, where there is room."""
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(descriptor, 0, self._octets)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            self.give_up()
+            return False
+        self.is_held = True
+        return True
+
+    def give_up(self) -> bool:
+        """False where there was none."""
+        self.is_held = False
+        try:
+            held = self._path.stat().st_size
+            os.truncate(self._path, 0)
+        except OSError:
+            return False
+        return held > 0
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
 
 
 def _on_disk(length: int) -> int:

@@ -8,14 +8,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from gateway.queue import Queue, QueueError
+from gateway.queue import RESERVE_BYTES, Queue, QueueError
 from protocols.quantities import Kind
 from protocols.uplink import Batch, Event, Row, decode_batch, to_us
+from tests.conftest import missing_service
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 STEP = timedelta(minutes=15)
@@ -152,12 +154,15 @@ def test_energy_nobody_has_yet_becomes_a_gap_again_when_evicted(tmp_path: Path) 
     assert again.append_rows(Kind.ENERGY, [energy("m1", min(gaps))], NOW) == 1
 
 
-def test_the_file_keeps_near_its_bound(tmp_path: Path) -> None:
+def test_the_disk_holds_no_more_than_the_bound_journal_and_reserve_included(tmp_path: Path) -> None:
     queue = open_queue(tmp_path, bytes_max=2_000_000)
+    most = 0
     for mark in range(700):
         queue.append_rows(Kind.POWER, [power(f"m{i:03}", mark) for i in range(100)], NOW)
-    assert queue.bytes <= 2_000_000
+        most = max(most, sum(part.stat().st_blocks * 512 for part in tmp_path.iterdir()))
+        assert queue.bytes <= 2_000_000
     assert queue.path.stat().st_size < 2_500_000
+    assert most < 2_500_000 + 5_000_000 + RESERVE_BYTES  # the journal is emptied at 4 MB
 
 
 @pytest.mark.parametrize("damage", ["text", "torn", "hole"])
@@ -207,6 +212,117 @@ def test_a_failed_transaction_changes_nothing(tmp_path: Path) -> None:
     queue._db.execute("PRAGMA max_page_count=1000000")
     assert queue.append_rows(Kind.ENERGY, many, NOW) == len(many) - 1
     assert [batch.seq for batch in batches(queue)] == [1, 2, 3]
+
+
+def on_a_full_disk(folder: Path) -> None:
+    """In a process that has a small disk of its own, see below."""
+    queue = open_queue(folder)
+    for first in range(0, 4_000, 40):
+        queue.append_rows(Kind.ENERGY, [energy(f"m{i}", first + j) for i in range(10) for j in range(40)], NOW)
+    with (folder / "a log of somebody else").open("wb", buffering=0) as other, suppress(OSError):
+        while True:
+            other.write(bytes(4_096))
+    collected = 4_000
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        for collected in range(4_000, 400_000, 40):
+            rows = [energy(f"m{i}", collected + j) for i in range(10) for j in range(40)]
+            queue.append_rows(Kind.ENERGY, rows, NOW)
+    assert queue.gaps("m1", 0, 400_000) == [(collected, 400_000)], "what was refused is not collected"
+    waiting = queue.batches
+    counted: Counter[tuple[str, int]] = Counter()
+    for _ in range(30):
+        with pytest.raises(sqlite3.OperationalError, match="full"):
+            queue.append_events([Event(at=1, kind="meter_silent")], NOW)
+        sent = queue.take(3, NOW)
+        counted += marks_in([decode_batch(batch.payload) for batch in sent])
+        assert queue.settle(queue.epoch, [(batch.seq, batch.seq) for batch in sent]) == 3
+    assert queue.batches == waiting - 90
+    queue.close()
+    queue = open_queue(folder)  # a restart, and the disk is still full
+    assert queue.batches == waiting - 90
+    (folder / "a log of somebody else").unlink()
+    queue.append_rows(Kind.ENERGY, [energy("m1", collected)], NOW)
+    counted += marks_in(batches(queue))
+    assert set(counted.values()) == {1}
+    assert len(counted) == 10 * collected + 1
+    queue.settle(queue.epoch, [(1, 10_000)])
+    queue.append_rows(Kind.ENERGY, [energy("m1", collected + 1)], NOW)
+    print(f"full disk: {collected // 40} batches collected, 90 sent and deleted while it was full")
+
+
+def test_a_full_disk_refuses_what_is_new_and_sends_what_waits(tmp_path: Path) -> None:
+    """24 MB of tmpfs in a mount namespace, so that the disk is really full for somebody else's doing."""
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        missing_service("unshare (util-linux, and user namespaces that are permitted)")
+    run = (
+        "import sys; from pathlib import Path; from tests.gateway.test_queue import on_a_full_disk;"
+        "on_a_full_disk(Path(sys.argv[1]))"
+    )
+    script = 'mount -t tmpfs -o size=24m tmpfs "$1" && exec "$2" -c "$3" "$1"'
+    done = subprocess.run(
+        [*alone, "sh", "-c", script, "sh", str(tmp_path), sys.executable, run],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_queue_that_gives_back_its_room_when_it_is_empty(tmp_path: Path) -> None:
+    """Only after a full disk: else the pages are used again."""
+    queue = open_queue(tmp_path)
+    many = [energy(f"m{i}", mark) for i in range(20) for mark in range(2_000)]
+    queue.append_rows(Kind.ENERGY, many, NOW)
+    pages = queue._db.execute("PRAGMA page_count").fetchone()[0]
+    queue._db.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        queue.append_rows(Kind.ENERGY, [energy(f"n{i}", mark) for i in range(20) for mark in range(2_000)], NOW)
+    queue.settle(queue.epoch, [(1, 10_000)])
+    queue._db.execute("PRAGMA max_page_count=1000000")
+    for mark in range(4):
+        queue.append_rows(Kind.ENERGY, [energy("x", mark)], NOW)
+    assert queue._db.execute("PRAGMA page_count").fetchone()[0] < pages / 2
+
+
+def test_a_queue_that_lost_what_was_sent_begins_a_new_epoch(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A torn journal ends earlier, and SQLite finds nothing wrong. Its next seqs would name batches the cloud has."""
+    queue = open_queue(tmp_path)
+    queue.append_rows(Kind.ENERGY, [energy("m1", mark) for mark in range(9)], NOW)
+    queue._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    for mark in range(9, 12):
+        queue.append_rows(Kind.ENERGY, [energy("m1", mark)], NOW)
+    for name, torn_at in (("unsent", 3), ("sent", 3), ("whole", 1)):
+        if name == "sent":
+            queue.take(2, NOW)  # the first two; but the others were numbered by then, and might have been
+        folder = tmp_path / name
+        folder.mkdir()
+        for part in ("queue.sqlite", "queue.sqlite-wal", "queue.lock"):
+            raw = (tmp_path / part).read_bytes()
+            (folder / part).write_bytes(raw[: len(raw) // torn_at] if part.endswith("-wal") else raw)
+        again = open_queue(folder)
+        if name == "sent":
+            assert again.epoch != queue.epoch
+            assert again.gaps("m1", 0, 12) == [(0, 12)]
+            assert "it ends with batch" in caplog.text
+        else:
+            assert again.epoch == queue.epoch
+            assert again.gaps("m1", 0, 12) == ([] if name == "whole" else [(again._seq + 8, 12)])
+        again.close()
+
+
+def test_a_clock_set_back_changes_neither_the_order_nor_what_is_collected(tmp_path: Path) -> None:
+    queue = open_queue(tmp_path)
+    queue.append_rows(Kind.ENERGY, [energy("m1", 1)], NOW)
+    queue.append_events([Event(at=to_us(NOW), kind="meter_silent")], NOW)
+    queue.take(1, NOW)
+    before = NOW - timedelta(days=400)
+    assert queue.append_rows(Kind.ENERGY, [energy("m1", 1)], before) == 0
+    assert queue.append_rows(Kind.ENERGY, [energy("m1", 2)], before) == 1
+    queue.close()
+    queue = open_queue(tmp_path)
+    assert [batch.seq for batch in queue.take(9, before)] == [1, 2, 3]
+    assert queue.settle(queue.epoch, [(1, 3)]) == 3
+    assert queue.gaps("m1", 0, 4) == [(0, 1), (3, 4)]
 
 
 WRITER = """
