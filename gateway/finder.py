@@ -20,7 +20,7 @@ from edge.plan import PlanError, Span, decode, plan
 from protocols import dlt645, modbus, templates
 from protocols.dlt645 import edition1997
 from protocols.framing import FrameError, Garbage, MeterError
-from protocols.templates import Dlt645Template, ModbusFamily, Template
+from protocols.templates import Dlt645Meter, ModbusFamily, Template
 
 AnyFrame: TypeAlias = dlt645.Frame | modbus.Frame
 
@@ -198,7 +198,7 @@ def read_energy(edition: dlt645.Edition, address: str) -> dlt645.Frame:
 
 
 def _who_is_there(edition: dlt645.Edition) -> tuple[dlt645.Frame, ...]:
-    """Asked in this order until anybody makes a sound. 1997 has no function to read an address."""
+    """1997 has no function to read an address."""
     any_energy = read_energy(edition, dlt645.WILDCARD)
     return (any_energy,) if edition == "1997" else (dlt645.read_address(), any_energy)
 
@@ -222,7 +222,7 @@ class Scan645:
         self._known = known
         self._found: dict[str, bool] = {}  # address → whether it was told already
         self._done = 0
-        self._total = len(wanted.addresses) + 1
+        self._total = len(wanted.addresses) + len(_who_is_there(edition))
 
     async def run(self) -> AsyncGenerator[Progress | Found | Note, None]:
         for address in self._wanted.addresses:
@@ -234,10 +234,8 @@ class Scan645:
         for question in _who_is_there(self._edition):
             yield self._progress("who is there?")
             outcome = await self._asker.ask(question, all_answers=True)
-            if outcome.raw or outcome.answer:
-                collided = self._hear(outcome, "")
-                break
-            self._total += 1
+            # Both are asked: frames that lie upon each other bit by bit can look like one of them, hardly twice.
+            collided |= self._hear(outcome, "")
         for step in await self._tell():
             yield step
         if not collided:
@@ -327,7 +325,7 @@ class Scan645:
         fitting = [
             template.name
             for template in self._known
-            if isinstance(template, Dlt645Template)
+            if isinstance(template, Dlt645Meter)
             and templates.protocol(template) == self._protocol
             and phases in (None, template.phases)
         ]

@@ -347,13 +347,13 @@ class Queue:
         """For `meterctl queue`, also when the cloud has the event: the last DROPPED_MAX, those at once as one."""
         row = change.db.execute("SELECT value FROM meta WHERE name = 'dropped'").fetchone()
         dropped = json.loads(row[0]) if row else []
-        last = dropped[-1] if dropped else None
+        last = next((it for it in reversed(dropped) if it["kind"] == gone["kind"]), None)
         at = datetime.fromisoformat(gone["at"])
-        if last and last["kind"] == gone["kind"] and at - datetime.fromisoformat(last["at"]) < DROPPED_AS_ONE:
+        if last and at - datetime.fromisoformat(last["at"]) < DROPPED_AS_ONE:
             for name in ("batches", "rows_lost", "rows_to_read_again"):
                 gone[name] += last[name]
             gone["from"], gone["to"] = min(gone["from"], last["from"]), max(gone["to"], last["to"])
-            dropped.pop()
+            dropped.remove(last)
         kept = json.dumps([*dropped, gone][-DROPPED_MAX:])
         change.db.execute("INSERT OR REPLACE INTO meta VALUES ('dropped', ?)", (kept,))
 

@@ -17,7 +17,7 @@ from gateway.lines import Described, Failed, line_options, load_site
 from gateway.local import LocalError
 from protocols import dlt645, templates
 from protocols.clock import SystemClock
-from protocols.templates import Dlt645Template, Limits, ModbusFamily, Template
+from protocols.templates import Dlt645Template, Dlt645Template1997, Limits, ModbusFamily, Template
 
 
 class Read(msgspec.Struct, tag_field="op", tag="read", frozen=True):
@@ -86,7 +86,7 @@ def _values(found: ItemReading) -> tuple[Value, ...]:
 def describe(template: Template, item: str) -> str:
     """What the tables say about an item; nothing where they do not know it."""
     match template:
-        case Dlt645Template():
+        case Dlt645Template() | Dlt645Template1997():
             if not _is_di(item):
                 di = next((register.di for register in template.register if register.quantity == item), None)
                 return "" if di is None else f"{di:08X} {_item_name(template, di)}"
@@ -105,8 +105,8 @@ def _is_di(item: str) -> bool:
     return len(item) in (4, 8) and all(letter in "0123456789abcdefABCDEF" for letter in item)
 
 
-def _item_name(template: Dlt645Template, di: int) -> str:
-    edition: dlt645.Edition = "1997" if templates.protocol(template) == "dlt645-1997" else "2007"
+def _item_name(template: Dlt645Template | Dlt645Template1997, di: int) -> str:
+    edition: dlt645.Edition = "1997" if isinstance(template, Dlt645Template1997) else "2007"
     item = dlt645.items(edition).get(di)
     return f"{item.name}, {item.name_zh}" if item else ""
 

@@ -79,7 +79,8 @@ def registers_of(
         except FrameError:
             return modbus.encode_exception(pdu[0], modbus.Fault.ILLEGAL_FUNCTION)
         words = [images.get((pdu[0], address)) for address in range(first, first + count)]
-        if pdu[0] not in (3, 4) or None in words:
+        # What lies between two registers of the table is there, too: the table says how far one may read over it.
+        if pdu[0] not in (3, 4) or words[0] is None or words[-1] is None:
             return modbus.encode_exception(pdu[0], modbus.Fault.ILLEGAL_DATA_ADDRESS)
         return modbus.encode_read_reply(pdu[0], b"".join((word or 0).to_bytes(2, "big") for word in words))
 
