@@ -400,6 +400,7 @@ class Agent:
     def settle(self, active: Active) -> None:
         """The site on trial counts now."""
         self._field.active = active
+        self._uplink.tell_status()
 
     def heard(self) -> dict[str, datetime]:
         """When a meter was last heard, by line; without lines that were silent since the start."""

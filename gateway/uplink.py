@@ -112,8 +112,13 @@ class Uplink:
         self.state = "not connected yet"
         self.receipt_at: int | None = None
         self._work = asyncio.Event()
+        self._news = asyncio.Event()
         self._in_flight: dict[int, float] = {}  # seq → monotonic() when it counts as lost
         self._timeout_s = RECEIPT_TIMEOUT_S
+
+    def tell_status(self) -> None:
+        """Something changed that nobody should wait for."""
+        self._news.set()
 
     def wake(self) -> None:
         """Something waits in the queue."""
@@ -262,7 +267,9 @@ class Uplink:
         while True:
             await client.say(self._topic(Topic.STATUS), encode(self._status()), retain=True)
             self.acknowledged.set()
-            await self._clock.sleep(STATUS_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), STATUS_S)
+            self._news.clear()
 
 
 # ---- when TLS does not come about ------------------------------------------------------------------------------------
