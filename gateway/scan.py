@@ -240,6 +240,7 @@ def scan_command(
             if agent is not None:
                 _say(f"through {agent}, at the setting of line {line.name} ({_setting_text(line)}) only, since it is")
                 _say(f"polled; for other settings: kill -INT {agent.pid}; meterctl scan --device … or --host …")
+                _say(f"{estimate([Job(line)], wanted)}, and what the polls take")
                 question = ScanLine(line.name, wanted)
                 _show(result, (told.step for told in agent.ask(question, Told)))
             else:
