@@ -105,11 +105,13 @@ def as_text(line: Line) -> Iterator[str]:
     if line.hint:
         yield f"  {line.hint}"
         return
-    decoder = dlt645.Decoder()
+    decoder, at = dlt645.Decoder(), 0
     for frame in [event for event in decoder.feed(line.raw) + decoder.flush() if isinstance(event, dlt645.Frame)]:
         whole = dlt645.encode(frame, preamble=0)
-        yield f"  but from byte {line.raw.index(whole)} on there is a whole frame: {whole.hex(' ').upper()}"
+        at = line.raw.index(whole, at)
+        yield f"  but from byte {at} on there is a whole frame: {whole.hex(' ').upper()}"
         yield from _explain(whole, frame)
+        at += len(whole)
 
 
 def _explain(raw: bytes, frame: dlt645.Frame) -> Iterator[str]:

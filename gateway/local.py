@@ -143,7 +143,7 @@ class Local:
             last = _End(error=f"not done after {ANSWER_S / 3600:.0f} h")
         except LocalError as error:
             last = _End(error=str(error))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             last = _End(error=f"not understood: {error}")
         finally:
             for task in (asking, hanging_up):

@@ -448,6 +448,8 @@ def _register_problems(
         seen.add(register.quantity)
         if isinstance(register, ModbusRegister):
             problems += _value_problems(at, register)
+        elif not math.isfinite(register.scale) or register.scale == 0:
+            problems.append(f"{at}.scale: a finite number other than 0 expected, got {register.scale}")
         elif register.di not in table:
             problems.append(f"{at}.di: {_di(register.di, edition)} is not a known data identifier")
         elif register.member >= table[register.di].count:

@@ -16,7 +16,8 @@ from typing import Final, TypeAlias, TypeVar
 import msgspec
 
 from edge import plan
-from gateway import config, decode, sniff
+from edge.model import SerialSetting
+from gateway import config, decode, sniff, why
 from protocols import dlt645, modbus, templates, uplink
 from protocols.dlt645 import edition1997
 from protocols.framing import GARBAGE_BYTES_MAX, FrameError, Garbage, MeterError, StreamDecoder
@@ -46,9 +47,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Target:
+    """``cost``: how many others a run of it takes the time of."""
+
     run: Callable[[bytes], None]
     seeds: Callable[[], Seeds]
     bytes_max: int = 1_024
+    cost: int = 1
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------------
@@ -437,6 +441,32 @@ def sniffed(raw: bytes) -> None:
     msgspec.json.encode(listener.statistics(at))
 
 
+SETTINGS: Final = (None, SerialSetting(2400, "E"), SerialSetting(9600, "N"))
+
+
+def wondered(raw: bytes) -> None:
+    """``meterctl why``: anything that somebody captured, with or without what was asked and expected."""
+    case = Case(raw)
+    expected = why.Expectation(
+        protocol=case.one_of((None, *LINES)),
+        setting=case.one_of(SETTINGS),
+        request=(b"", modbus.encode_rtu(modbus.Frame(0, 1, REQUESTS[2])), dlt645.encode(READ_645))[case.number(3)],
+        value=case.one_of((None, 230.1, -5.0)),
+    )
+    verdicts = why.explain(case.raw, expected)
+    assert verdicts
+    assert all(0 <= verdict.confidence <= why.CONFIDENCE_MAX for verdict in verdicts)
+    json.dumps([why.as_document(verdict) for verdict in verdicts])
+    assert list(why.as_text(verdicts))
+
+
+def captured(raw: bytes) -> None:
+    assert len(why.read_capture(raw)) <= len(raw)
+
+
+READ_645: Final = dlt645.read("000000000161", 0x00010000)
+
+
 # ---- where to begin --------------------------------------------------------------------------------------------------
 
 
@@ -613,6 +643,18 @@ def overheard() -> Seeds:
             yield bytes((number, min(len(frame), 80) - 1, 0, 20, 0)) + frame
 
 
+def captures() -> Seeds:
+    yield b"12:00:01.5 > 68 61 01 00 00 00 00 68 11 04 33 33 34 33 14 16\n12:00:02 < fe 68\n"
+    yield b"0x01,0x03 # asked\n"
+    yield FRAME_645
+
+
+def wonders() -> Seeds:
+    reply = modbus.encode_rtu(modbus.Frame(0, 1, modbus.encode_read_reply(3, b"\x43\x66\x19\x9a")))
+    for i, heard in enumerate((FRAME_645, FRAME_645[3:], reply, reply[::-1], bytes(b ^ 0xFF for b in reply), b"")):
+        yield bytes((i, i % 3, i % 3, i % 2)) + heard
+
+
 TARGETS: Final = {
     "dlt645-stream": Target(dlt645_stream, frames_645),
     "dlt645-item": Target(dlt645_item, items_645, 300),
@@ -634,4 +676,6 @@ TARGETS: Final = {
     "topic": Target(topic, topics, 100),
     "decode-line": Target(decode_line, lines_645),
     "sniff": Target(sniffed, overheard),
+    "why": Target(wondered, wonders, 200, cost=50),
+    "capture": Target(captured, captures),
 }

@@ -69,6 +69,12 @@ def test_a_frame_behind_a_gateways_registration_is_found() -> None:
     assert "says: 0.26 kWh" in shown.output
 
 
+def test_equal_frames_behind_each_other_have_places_of_their_own() -> None:
+    shown = decode("00" + ENERGY + ENERGY)
+    assert "from byte 1 on" in shown.output
+    assert f"from byte {1 + len(ENERGY) // 2} on" in shown.output
+
+
 def test_times_orders_and_refusals_are_in_plain_words() -> None:
     order = decode("68611001301215681C10356A3935343333334E333333336345CC2D16").output
     assert "command: close_permitted" in order

@@ -52,6 +52,9 @@ HEAD = 'name = "x"\nprotocol = "dlt645-2007"\nsource = "a test"\nprofile = {inte
         (HEAD + '[[register]]\nquantity = "frequency_hz"\ndi = 0x02010000\nscale = 1', "02010000 is not a known"),
         (HEAD + '[[register]]\nquantity = "voltage_l1_v"\ndi = 0x0201FF00\nmember = 3\nscale = 1', "has 3 members"),
         (HEAD + '[[register]]\nquantity = "energy_import_wh"\ndi = 0x00010000\nscale = 0.5', "a whole number"),
+        (HEAD + '[[register]]\nquantity = "voltage_l1_v"\ndi = 0x02010100\nscale = nan', "a finite number"),
+        ("a = " + "9" * 5_000, "x.toml: "),
+        ("a = " + "[" * 5_000, "x.toml: "),
     ],
 )
 def test_a_wrong_template_says_what_and_where(text: str, complaint: str) -> None:
