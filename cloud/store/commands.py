@@ -37,13 +37,21 @@ def open_store() -> Iterator[migrations.Connection]:
     epilog="""\b
 Copy and run:
   gridloom migrate --dry-run
+  gridloom migrate --dry-run --sql
   gridloom migrate
 """
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be applied, change nothing.")
+@click.option("--sql", is_flag=True, help="With --dry-run: the statements, too.")
 @click.option("--json", "as_json", is_flag=True, help="For machines: one document.")
-def migrate(dry_run: bool, as_json: bool) -> None:
-    """Bring the database's schema up to date. Safe to run again, and by several programs at once."""
+def migrate(dry_run: bool, sql: bool, as_json: bool) -> None:
+    """Bring the database's schema up to date. Safe to run again, and by several programs at once.
+
+    Says which edition it found: postgresql, timescaledb (Apache licence) or community (Timescale licence).
+    Business days of rollups begin at midnight of GRIDLOOM_ZONE, as it is when this is first run.
+    """
+    if sql and not dry_run:
+        raise click.UsageError("--sql shows what --dry-run would apply; try: gridloom migrate --dry-run --sql")
     dsn = settings.dsn()
     try:
         edition, waiting = migrations.plan(dsn)
@@ -61,8 +69,10 @@ def migrate(dry_run: bool, as_json: bool) -> None:
         click.echo(json.dumps({"edition": str(edition), "dry_run": dry_run, "migrations": names}))
         return
     click.echo(f"{edition}: {'nothing to apply' if not names else 'would apply' if dry_run else 'applied'}")
-    for name in names:
-        click.echo(f"  {name}")
+    for migration in waiting:
+        click.echo(f"  {migration.name}" + (f": {migration.about}" if dry_run else ""))
+        if sql:
+            click.echo(migration.sql)
 
 
 @click.group(

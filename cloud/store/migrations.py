@@ -9,10 +9,13 @@ import logging
 import re
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import LiteralString, cast
 
 import psycopg
+
+from cloud import settings
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +31,7 @@ class Edition(IntEnum):
 
     POSTGRESQL = 0
     TIMESCALEDB = 1  # Apache 2: hypertables
-    COMMUNITY = 2  # Timescale licence: compression, retention
+    COMMUNITY = 2  # Timescale licence: columnstore, continuous aggregates
 
     def __str__(self) -> str:
         return self.name.lower()
@@ -49,6 +52,12 @@ class Migration:
     def digest(self) -> str:
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
+    @property
+    def about(self) -> str:
+        """The file's first words on itself."""
+        lines = (line for line in self.sql.splitlines() if not line.startswith("-- edition:"))
+        return next((line.removeprefix("--").strip() for line in lines if line.startswith("--")), "")
+
 
 def migrations() -> list[Migration]:
     """Every migration, in order."""
@@ -58,6 +67,8 @@ def migrations() -> list[Migration]:
         marked = re.match(r"-- edition: (\w+)\n", sql)
         edition = Edition[marked[1].upper()] if marked else Edition.POSTGRESQL
         found.append(Migration(int(path.name[:4]), path.stem, edition, sql))
+    for before, after in pairwise(found):
+        assert before.version != after.version, f"{before.name} and {after.name} have one number"
     return found
 
 
@@ -68,6 +79,8 @@ def migrate(dsn: str) -> list[Migration]:
     """
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(%s)", [LOCK])  # held until the connection closes
+        # Where business days begin, for what the database itself adds up by day.
+        connection.execute("SELECT set_config('gridloom.zone', %s, false)", [settings.zone().key])
         _create_extension(connection)
         edition = probe(connection)
         waiting = _waiting(connection, edition)
@@ -79,10 +92,10 @@ def migrate(dsn: str) -> list[Migration]:
 def plan(dsn: str) -> tuple[Edition, list[Migration]]:
     """The edition, and what ``migrate`` would apply now. Changes nothing."""
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.read_only = True
-        edition = probe(connection)
-        if edition is Edition.POSTGRESQL and _offers_timescaledb(connection):
-            edition = Edition.TIMESCALEDB
+        # Only an extension that is there tells its licence, so it is made and unmade.
+        with connection.transaction(force_rollback=True):
+            _create_extension(connection)
+            edition = probe(connection)
         return edition, _waiting(connection, edition)
 
 
@@ -95,17 +108,20 @@ def probe(connection: Connection) -> Edition:
     return Edition.COMMUNITY if licence == "timescale" else Edition.TIMESCALEDB
 
 
-def _offers_timescaledb(connection: Connection) -> bool:
-    return bool(_one(connection, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')"))
-
-
 def _create_extension(connection: Connection) -> None:
-    if not _offers_timescaledb(connection):
+    if not _one(connection, "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')"):
+        return
+    # A setting of its loader's. Without it CREATE EXTENSION ends the connection.
+    if _one(connection, "SELECT current_setting('timescaledb.max_background_workers', true)") is None:
+        logger.warning("timescaledb is installed but not in shared_preload_libraries; plain PostgreSQL is used")
         return
     try:
-        connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
+        with connection.transaction():
+            connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
+    except psycopg.OperationalError:
+        raise
     except psycopg.Error as error:
-        # Not preloaded, or not ours to create: plain PostgreSQL serves as well, only slower over years of data.
+        # Not ours to create: plain PostgreSQL serves as well, only slower over years of data.
         logger.warning("timescaledb is installed but cannot be used: %s", str(error).splitlines()[0])
 
 

@@ -1,5 +1,9 @@
 """The schema on every edition: applied once, whoever applies it; each program may do its work and no more."""
 
+import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
@@ -25,6 +29,21 @@ def test_several_programs_migrate_at_once(empty_database: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         applied = list(pool.map(migrate, [empty_database] * 4))
     assert sorted(map(bool, applied)) == [False, False, False, True]
+
+
+def test_two_processes_migrate_at_once(empty_database: str) -> None:
+    """One applies all, the other waits for it and finds nothing to do."""
+    command = [sys.executable, "-c", "from cloud.gridloom import main; main()", "migrate", "--json"]
+    environment = {**os.environ, "GRIDLOOM_DSN": empty_database, "GRIDLOOM_LOG": "WARNING"}
+    started = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)
+    ]
+    answers = [process.communicate(timeout=60) for process in started]
+    assert [process.returncode for process in started] == [0, 0], answers
+    edition, left = plan(empty_database)
+    applied = sorted(len(json.loads(out)["migrations"]) for out, _ in answers)
+    assert applied == [0, sum(one.edition <= edition for one in migrations.migrations())]
+    assert left == []
 
 
 def test_databases_of_one_server_migrate_at_once(empty_database: str) -> None:
@@ -56,9 +75,13 @@ def test_dry_run_names_the_migrations_and_changes_nothing(empty_database: str, m
     monkeypatch.setenv("GRIDLOOM_DSN", empty_database)
     result = CliRunner().invoke(gridloom, ["migrate", "--dry-run"])
     assert result.exit_code == 0
-    assert "0001_tables" in result.output
+    assert "0001_tables: One dialect for TimescaleDB Community" in result.output
+    edition = result.stdout.split(":")[0]
+    assert "CREATE TABLE feeder" in CliRunner().invoke(gridloom, ["migrate", "--dry-run", "--sql"]).output
     with psycopg.connect(empty_database) as connection:
         assert connection.execute("SELECT to_regclass('feeder')").fetchone() == (None,)
+        assert connection.execute("SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'").fetchone() == (0,)
+    assert json.loads(CliRunner().invoke(gridloom, ["migrate", "--json"]).stdout)["edition"] == edition
 
 
 def test_a_changed_migration_is_refused(store_dsn: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -67,6 +90,10 @@ def test_a_changed_migration_is_refused(store_dsn: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(migrations, "SCHEMA", tmp_path)
     with pytest.raises(MigrationError, match=r"0001_tables\.sql was changed"):
         migrate(store_dsn)
+    monkeypatch.setenv("GRIDLOOM_DSN", store_dsn)
+    result = CliRunner().invoke(gridloom, ["migrate"])
+    assert result.exit_code == 1
+    assert "put the change into a new file" in result.output
 
 
 def test_a_database_that_does_not_answer_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
 -- edition: community
--- Compress what the 35 days of backfill no longer touch. Registers are kept for years, instantaneous values for months.
+-- Chunks older than 14 days become columns: a meter's rows side by side, in order of time. Rows that come later than
+-- that (gateways hold 30 days, meters remember 35) are written beside the columns and sorted in by the policy's next run.
 ALTER TABLE energy_sample SET (
-    timescaledb.compress, timescaledb.compress_segmentby = 'meter_id', timescaledb.compress_orderby = 'at');
+    timescaledb.enable_columnstore, timescaledb.segmentby = 'meter_id', timescaledb.orderby = 'at');
 ALTER TABLE power_sample SET (
-    timescaledb.compress, timescaledb.compress_segmentby = 'meter_id', timescaledb.compress_orderby = 'at');
-SELECT add_compression_policy('energy_sample', INTERVAL '63 days');
-SELECT add_compression_policy('power_sample', INTERVAL '63 days');
-SELECT add_retention_policy('power_sample', INTERVAL '400 days');
+    timescaledb.enable_columnstore, timescaledb.segmentby = 'meter_id', timescaledb.orderby = 'at');
+CALL add_columnstore_policy('energy_sample', after => INTERVAL '14 days');
+CALL add_columnstore_policy('power_sample', after => INTERVAL '14 days');
