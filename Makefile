@@ -2,10 +2,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 ARGS ?=
+CHAOS_S ?= 600
 # Small matrices on busy cores: threads inside numpy only fight each other.
 export OPENBLAS_NUM_THREADS = 1
 
-.PHONY: help demo test check fuzz kill services services-stop requirements clean
+.PHONY: help demo test check fuzz kill chaos services services-stop requirements clean
 
 help:
 	@echo "make demo      simulated meters to charts, on http://127.0.0.1:8080   (ARGS=\"--meters 120\", ARGS=\"--once --json report.json\")"
@@ -13,6 +14,7 @@ help:
 	@echo "make check     ruff, mypy --strict, import contracts"
 	@echo "make fuzz      atheris on every decoder, a minute each              (ARGS=\"--seconds 600 sniff\" for one, longer)"
 	@echo "make kill      kill -9 of the gateway 200 times, and a power cut at every write; about ten minutes"
+	@echo "make chaos     everything that can break does, for ten minutes; then the rows are counted, see docs/chaos.md"
 	@echo "make services  mosquitto and TimescaleDB for the tests (root on Debian, or Docker); make services-stop ends them"
 	@echo "make requirements   pin the dependencies again, with hashes (needs uv)"
 
@@ -45,6 +47,10 @@ fuzz: .venv/ready
 
 kill: .venv/ready
 	GRIDLOOM_KILLS=200 GRIDLOOM_CUTS=0 $(BIN)/pytest -s tests/gateway/test_kill.py tests/gateway/test_power_cut.py
+
+# As root a disk fills up, too: it takes a mount to have a small one.
+chaos: .venv/ready
+	@$(BIN)/python -m tests.chaos --seconds $(CHAOS_S) --keep docs/chaos.md $(ARGS)
 
 services:
 	@bash tools/services.sh start

@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,56 +32,11 @@ from tests.edge.endpoint import registers_wh
 from tests.gateway.cloud import Cloud, until
 from tests.gateway.test_agent import Box, box
 from tests.mosquitto import Mosquitto, new_mosquitto
+from tests.proxy import Proxy
 
 KILLS = int(os.environ.get("GRIDLOOM_KILLS", "12"))
 METERS = 15  # on each of the two lines
 RATE = 1_800.0  # a mark each half second
-
-
-@dataclass
-class Proxy:
-    """Between gateway and broker: cuts, and lets nobody in while it ``refuses``."""
-
-    port: int
-    target: int
-    refuses: bool = False
-    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
-
-    async def serve(self) -> None:
-        server = await asyncio.start_server(self._connection, "127.0.0.1", self.port)
-        async with server:
-            await server.serve_forever()
-
-    def cut(self) -> None:
-        for writer in list(self._writers):
-            writer.transport.abort()
-
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            if self.refuses:
-                return
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
-            return  # the broker is down
-        finally:
-            if self.refuses:
-                writer.transport.abort()
-        ends = {writer, far_writer}
-        self._writers |= ends
-        try:
-            await asyncio.gather(self._pump(reader, far_writer), self._pump(far_reader, writer))
-        finally:
-            self._writers -= ends
-            for end in ends:
-                end.transport.abort()
-
-    @staticmethod
-    async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while chunk := await reader.read(65_536):
-                writer.write(chunk)
-                await writer.drain()
-        writer.transport.abort()
 
 
 async def listen_always(side: Cloud, port: int) -> None:
