@@ -14,7 +14,8 @@ import psycopg
 from cloud.engines.forecast import DAYS_MIN
 from cloud.jobs import forecasts
 from cloud.jobs.calendar import Calendar, floor_mark
-from cloud.jobs.derive import SUBSTATION, changed_days, drain, expect, open_session
+from cloud.jobs.completeness import GRACE, SUBSTATION, ask_for_gaps, expect, list_gaps
+from cloud.jobs.derive import changed_days, drain, open_session
 from cloud.jobs.losses import areas_with_head_v, update_losses
 from cloud.jobs.mailbox import Mailbox
 from cloud.jobs.response import Response
@@ -114,6 +115,7 @@ class Cycle:
     _scored: date | None = None
     _history_days: int = 0
     _deferred_at: float = field(default_factory=time.monotonic)
+    _listed: datetime | None = None
 
     def step(self) -> bool:
         """Do what is due. Returns whether it found anything to do."""
@@ -132,6 +134,7 @@ class Cycle:
                 self._deferred_at = time.monotonic()
                 self._guarded("losses", self._losses, now)
                 self._guarded("forecasts", self._forecasts, now)
+                self._gaps(now)
                 update_alerts(connection, calendar, now=now, lookahead=worker.lookahead)
         self._mark = floor_mark(now)
         worker.response.step(connection, worker.mailbox, now=now, monotonic_s=worker.clock.monotonic())
@@ -160,6 +163,14 @@ class Cycle:
             if fresh := known - self._with_head_v:
                 self._dirty |= {(area, day) for area, day in self._days() if area in fresh}
                 self._with_head_v |= fresh
+
+    def _gaps(self, now: datetime) -> None:
+        """Once a mark, when what it brought is here."""
+        mark = floor_mark(now)
+        if mark != self._listed and now - mark >= GRACE:
+            more = list_gaps(self.connection, self.worker.calendar, now)
+            ask_for_gaps(self.connection, now)
+            self._listed = self._listed if more else mark
 
     def _days(self) -> set[tuple[str, date]]:
         """Every business day of every area with a load."""
