@@ -31,7 +31,7 @@ from tests.store.registry_files import FILES, write_registry
 
 GATEWAYS: Final = tuple(f"gw-{number:02}" for number in range(1, 21))
 ON_A_SMALL_DISK: Final = GATEWAYS[-4:]
-DATABASE_DISK_MB: Final = 768
+DATABASE_DISK_MB: Final = 384
 QUEUE_DISK_MB: Final = 96  # 8 MB of each queue are its reserve
 WORKERS: Final = ("one", "two")
 RESTART_S: Final = 0.3

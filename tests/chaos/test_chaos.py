@@ -14,26 +14,23 @@ from tests.chaos.content import KINDS, digest_of, hashes_of, kind_of, payload_of
 from tests.chaos.report import markdown
 from tests.chaos.run import run
 from tests.chaos.stage import import_registry
+from tests.chaos.trouble import TROUBLES
 
 START = datetime(2026, 5, 20, tzinfo=UTC)
-SECONDS, SEED, PERIOD_S = 20.0, 4, 1.0
-TROUBLES = {
-    "ingestor killed", "gateways killed", "broker killed", "broker killed, its memory lost", "database killed",
-    "database backend killed", "line cut", "line stalled", "nobody let in", "one of two ingestors away",
-}  # fmt: skip
+SECONDS, SEED, PERIOD_S = 25.0, 4, 1.0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 def test_chaos_loses_nothing_doubles_nothing_and_breaks_no_promise(tmp_path: Path) -> None:
     result = run(SECONDS, SEED, period_s=PERIOD_S)
     report = markdown(result, "")
     assert not result.problems, report
     assert (result.lost, result.double, result.checks.missing) == (0, 0, [])
     assert result.collected == result.stored
-    assert result.timeline.told.keys() >= TROUBLES, report
-    assert result.rows > 5_000, report
+    assert result.timeline.told.keys() >= set(TROUBLES), report
+    assert result.rows > 2_000, report
     assert result.checks.after_kills >= 5, report
-    assert result.sent_again > 100, report
+    assert result.sent_again > 50, report
     if "database disk full" in result.timeline.told:
         assert result.said["the database: No space left on device"] > 0, report
         assert result.refused > 0, report

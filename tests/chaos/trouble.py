@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
@@ -17,7 +17,7 @@ from paho.mqtt.properties import Properties
 
 from protocols.uplink import MSGPACK, Receipt, Topic, decode, from_us, topic
 from tests.chaos.content import kind_of, payload_of
-from tests.chaos.stage import ON_A_SMALL_DISK, SmallDisk, Stage
+from tests.chaos.stage import ON_A_SMALL_DISK, Program, SmallDisk, Stage
 from tests.chaos.witness import Account, Collected
 from tests.proxy import Proxy
 
@@ -26,6 +26,11 @@ DATABASE_DISK_FULL: Final = (0.10, 0.20)
 WORKER_AWAY: Final = (0.25, 0.75)
 BROKER_FORGETS: Final = (0.45, 0.85)  # once without the second worker, once with both
 QUEUE_DISK_FULL: Final = (0.58, 0.68)
+# Every one of these comes in every run; disks are filled only where somebody may mount a small one.
+TROUBLES: Final = (
+    "ingestor killed", "gateways killed", "broker killed", "broker killed, its memory lost", "database killed",
+    "database backend killed", "line cut", "line stalled", "nobody let in", "one of two ingestors away",
+)  # fmt: skip
 AGAIN: Final = 10  # batches a second time, a second
 
 
@@ -123,11 +128,12 @@ class Trouble:
         children = self._stage.children_of_database() if self._chance.random() < 0.5 else []
         await self._kill(what, self._stage.database, others=children)
 
-    async def _kill(self, what: str, *programs: Any, others: Sequence[int] = ()) -> None:
-        program = self._chance.choice(programs)
-        down_s = self._chance.uniform(0, self._longest_s)
-        if program.name in self._busy:
+    async def _kill(self, what: str, *programs: Program, others: Sequence[int] = ()) -> None:
+        left_alone = [program for program in programs if program.name not in self._busy]
+        if not left_alone:
             return
+        program = self._chance.choice(left_alone)
+        down_s = self._chance.uniform(0, self._longest_s)
         self._busy.add(program.name)
         try:
             self.timeline.note(what, f"{program.name}, down {down_s:.1f} s{', with its children' if others else ''}")
@@ -141,11 +147,11 @@ class Trouble:
 
     async def _kill_backend(self, what: str) -> None:
         """PostgreSQL then restarts all of its processes."""
-        children = self._stage.children_of_database()
-        if children:
-            self.timeline.note(what)
-            _kill_all([self._chance.choice(children)])
-            self.killed.set()
+        while not (children := self._stage.children_of_database()):  # noqa: ASYNC110  it is being killed itself
+            await asyncio.sleep(0.05)
+        self.timeline.note(what)
+        _kill_all([self._chance.choice(children)])
+        self.killed.set()
 
     async def _broker_forgets(self) -> None:
         broker = self._stage.broker
