@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.gzip import GZipMiddleware
 
-from cloud.api import grid, intervals, operations, problems
+from cloud.api import completeness, grid, intervals, operations, problems
 from cloud.api.access import Site, SiteNeeded, require_key
 from cloud.api.models import Health
 
@@ -170,7 +170,13 @@ def create_app(site: Site) -> FastAPI:
     app.add_middleware(Envelope, metrics=metrics)
 
     keyed = [Depends(require_key)]
-    for router in (intervals.router, grid.router, operations.router, operations.ingest_route(operations.IngestCount())):
+    for router in (
+        intervals.router,
+        grid.router,
+        completeness.router,
+        operations.router,
+        operations.ingest_route(operations.IngestCount()),
+    ):
         app.include_router(router, dependencies=keyed)
 
     @app.get(

@@ -150,20 +150,76 @@ class Alerts(Answer):
     alerts: list[Alert]
 
 
+Reason = Literal[
+    "quarantined",
+    "evicted",
+    "clock",
+    "meter_silent",
+    "gateway_offline",
+    "meter_refuses",
+    "not_in_memory",
+    "backfilling",
+    "unknown",
+]
+
+
+class Missing(Answer):
+    """Intervals missing for one reason."""
+
+    reason: Reason
+    intervals: int
+
+
 class Collected(Answer):
-    """采集成功率 of one day, area or point, whichever was asked for."""
+    """采集成功率 of one day, area, gateway or point, whichever was asked for."""
 
     day: date | None = None
     area: str | None = None
+    gateway: str | None = None
     point: str | None = None
     expected: int
     received: int
     completeness: float | None = Field(description="received / expected; null while nothing is expected")
+    missing: list[Missing] = Field(description="why, the most frequent reason first; not yet of the newest minutes")
 
 
 class Completeness(Answer):
     total: Collected
     groups: list[Collected]
+
+
+class Asked(Answer):
+    """The backfill command that was sent for a gap."""
+
+    at: datetime
+    command: str
+    outcome: str | None = Field(description="what the gateway answered; null while it has not")
+    said: str | None = Field(description="its words on this meter")
+
+
+class Gap(Answer):
+    point: str
+    area: str
+    gateway: str | None
+    meter: str | None = Field(description="name on the gateway's wire")
+    start: datetime
+    end: datetime
+    intervals: int
+    reason: Reason = Field(
+        description="""why, as far as is known:
+`quarantined` the rows came and were set aside; `evicted` the gateway's queue was full;
+`clock` a clock was set, these marks never were; `meter_silent` the meter did not answer;
+`gateway_offline` the gateway was away; `meter_refuses` the meter was asked again and refused;
+`not_in_memory` it was asked again and has it no more; `backfilling` the gateway still reads meters' memory;
+`unknown` nobody said why"""
+    )
+    asked: Asked | None = Field(description="null: nobody but the gateway itself has asked the meter again")
+    run: str | None = Field(description="the next command for a person, to copy")
+
+
+class Gaps(Answer):
+    gaps: list[Gap]
+    next: str | None = Field(description="cursor of the next page; null on the last one")
 
 
 class Ingest(Answer):

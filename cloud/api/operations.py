@@ -1,20 +1,18 @@
-"""What operators watch: completeness, ingest, alerts, events, demand response, gateways, and one line about it all."""
+"""What operators watch: ingest, alerts, events, demand response, gateways, and one line about it all."""
 
 import asyncio
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import datetime
 from typing import Annotated, Final, Literal, LiteralString
 
 from fastapi import APIRouter, Query
 
-from cloud.api.access import SUBSTATION, DaysAsked, Site, SiteNeeded, SpanAsked
+from cloud.api.access import SUBSTATION, Site, SiteNeeded, SpanAsked
 from cloud.api.grid import AreaAsked, known_area
 from cloud.api.intervals import find_points
 from cloud.api.models import (
     Alert,
     Alerts,
-    Collected,
-    Completeness,
     DemandResponse,
     DemandResponses,
     Event,
@@ -61,7 +59,7 @@ _LINE: Final[LiteralString] = """
            concat_ws('.', (SELECT max(version) FROM interval_version), (SELECT max(run_id) FROM forecast_run),
                      extract(epoch FROM l.start)::bigint, c.expected, c.received, a.newest, a.closed, d.measured,
                      d.states, (SELECT extract(epoch FROM max(computed_at))::bigint FROM loss_day)) AS revision
-    FROM (SELECT sum(expected) AS expected, sum(received) AS received FROM completeness_day) c
+    FROM (SELECT sum(expected) AS expected, sum(received) AS received FROM completeness_area_day) c
     CROSS JOIN (SELECT max(alert_id) AS newest, count(closed_at) AS closed,
                        count(*) FILTER (WHERE closed_at IS NULL) AS open,
                        count(*) FILTER (WHERE closed_at IS NULL AND severity = 'critical') AS critical
@@ -118,59 +116,6 @@ async def gateways(site: SiteNeeded) -> Gateways:
         """,
     )
     return Gateways(gateways=found)
-
-
-# ---- completeness ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Counted:
-    day: date | None
-    area: str | None
-    point: str | None
-    expected: int
-    received: int
-
-    def collected(self) -> Collected:
-        return Collected(
-            day=self.day,
-            area=self.area,
-            point=self.point,
-            expected=self.expected,
-            received=self.received,
-            completeness=self.received / self.expected if self.expected else None,
-        )
-
-
-_GROUPS: Final[dict[str, LiteralString]] = {"day": "day", "area": "area_id", "point": "area_id, point"}
-
-
-@router.get("/v1/completeness", summary="Collection completeness (采集成功率)")
-async def completeness(
-    site: SiteNeeded,
-    days: DaysAsked,
-    by: Annotated[Literal["day", "area", "point"], Query(description="what `groups` has one entry for")] = "day",
-    area: AreaAsked = None,
-) -> Completeness:
-    """Intervals received of those that are over, per business day of the site's zone."""
-    await known_area(site, area)
-    groups = _GROUPS[by]
-    counted = await site.database.rows(
-        _Counted,
-        f"""
-        SELECT {"day" if by == "day" else "NULL::date AS day"},
-               {"NULL::text" if by == "day" else "area_id"} AS area,
-               {"point" if by == "point" else "NULL::text AS point"},
-               coalesce(sum(expected), 0) AS expected, coalesce(sum(received), 0) AS received
-        FROM completeness_day JOIN metering_point USING (point_id)
-        WHERE (%(area)s::text IS NULL OR area_id = %(area)s)
-          AND (%(from)s::date IS NULL OR day >= %(from)s) AND (%(to)s::date IS NULL OR day < %(to)s)
-        GROUP BY GROUPING SETS (({groups}), ()) ORDER BY grouping({groups}) DESC, {groups}
-        """,  # noqa: S608 the parts are the literals above
-        {"area": area, "from": days.first, "to": days.end},
-    )
-    total, *parts = (row.collected() for row in counted)
-    return Completeness(total=total, groups=parts)
 
 
 # ---- ingest ---------------------------------------------------------------------------------------------------------

@@ -18,6 +18,8 @@ from zoneinfo import ZoneInfo
 import httpx
 import psycopg
 
+from cloud.jobs.calendar import Calendar
+from cloud.jobs.completeness import expect, list_gaps, open_session
 from cloud.store.migrations import migrate
 from protocols.clock import Anchor, write_anchor
 from simulators.ports import LOOPBACK, free_port
@@ -31,6 +33,9 @@ DAYS = 8
 AREAS = 6
 CUSTOMERS = 4  # per area; the first point of each area is its head
 FIRST = datetime(2026, 3, 10, 16, 0, tzinfo=UTC)  # a business day starts
+SILENT_FROM = datetime(2026, 3, 16, 10, 45, tzinfo=UTC)
+AWAY = (datetime(2026, 3, 13, 18, 0, tzinfo=UTC), datetime(2026, 3, 13, 22, 30, tzinfo=UTC))  # 14 March at the site
+FORGOTTEN = (datetime(2026, 3, 15, 1, 0, tzinfo=UTC), datetime(2026, 3, 15, 3, 0, tzinfo=UTC))
 KEY = "gl_test"
 GRIDLOOM = (sys.executable, "-c", "from cloud.gridloom import main; main()")
 
@@ -68,6 +73,7 @@ def fill(dsn: str) -> None:
         _fill_energy(connection)
         _fill_forecasts(connection)
         _fill_operations(connection)
+        _fill_completeness(connection)
 
 
 def _fill_registry(connection: psycopg.Connection[tuple[object, ...]]) -> None:
@@ -104,7 +110,8 @@ def _fill_registry(connection: psycopg.Connection[tuple[object, ...]]) -> None:
 
 
 def _fill_energy(connection: psycopg.Connection[tuple[object, ...]]) -> None:
-    """One broken meter (A5-C04 is silent for the last two days), one late correction (version 2 of A1-C01)."""
+    """One broken meter (A5-C04 is silent for the last two days), one gateway (A2's) that was away for a while, one
+    meter that forgot, one late correction (version 2 of A1-C01)."""
     seeded = random.Random(7)
     quarters = int((NOW - FIRST) / QUARTER)
     connection.execute(
@@ -121,7 +128,11 @@ def _fill_energy(connection: psycopg.Connection[tuple[object, ...]]) -> None:
                 number = int(str(area_id)[1:])
                 for i in range(quarters):
                     start = FIRST + i * QUARTER
-                    if point == "A5-C04" and start >= NOW - timedelta(days=2):
+                    if point == "A5-C04" and start >= SILENT_FROM:
+                        continue
+                    if area_id == "A2" and AWAY[0] <= start < AWAY[1]:
+                        continue
+                    if point == "A4-C03" and FORGOTTEN[0] <= start < FORGOTTEN[1]:
                         continue
                     share = 1.0 if str(point).endswith("HEAD") else 0.96 / CUSTOMERS
                     wh = round(load_w(number, start) * share / 4)
@@ -144,22 +155,6 @@ def _fill_energy(connection: psycopg.Connection[tuple[object, ...]]) -> None:
         FROM interval JOIN metering_point USING (point_id) WHERE point = 'A1-C01' AND start = %s
         """,
         (FIRST + 3 * QUARTER,),
-    )
-    connection.execute(
-        """
-        INSERT INTO completeness_day
-        SELECT point_id, day, CASE WHEN day < %(today)s THEN 96 ELSE %(over)s END, count(*)
-        FROM (SELECT DISTINCT point_id, start, (start AT TIME ZONE 'Asia/Shanghai')::date AS day FROM interval) i
-        GROUP BY point_id, day
-        """,
-        {"today": NOW.astimezone(ZONE).date(), "over": quarters % 96},
-    )
-    connection.execute(
-        """
-        INSERT INTO completeness_day SELECT point_id, %s, %s, 0 FROM metering_point WHERE point = 'A5-C04'
-        ON CONFLICT DO NOTHING
-        """,
-        (NOW.astimezone(ZONE).date(), quarters % 96),
     )
 
 
@@ -306,6 +301,42 @@ def _fill_operations(connection: psycopg.Connection[tuple[object, ...]]) -> None
         VALUES ('gw-a9', 'gridloom/v1/gw-a9/energy', 'unknown_meter', 'm099 is not in the registry', 2)
         """
     )
+
+
+def _fill_completeness(connection: psycopg.Connection[tuple[object, ...]]) -> None:
+    """Counted, listed and judged by the job itself, from what stands there of intervals, events and outages."""
+    execute = connection.execute
+    execute(
+        """
+        INSERT INTO event SELECT 'gw-a5', meter_id, 'm004', %s, 'meter_silent', '{"reason": "silent"}', 1
+        FROM installation WHERE gateway = 'gw-a5' AND wire_name = 'm004'
+        """,
+        (SILENT_FROM + timedelta(minutes=4),),
+    )
+    execute("DELETE FROM gateway_outage")  # they were there before the first day
+    execute(
+        "INSERT INTO gateway_outage VALUES ('gw-a2', %s, %s), ('gw-a5', %s, 'infinity')",
+        (*AWAY, NOW - timedelta(seconds=40)),
+    )
+    asked_at = FORGOTTEN[1] + timedelta(hours=3)
+    execute(
+        """
+        INSERT INTO command (command_id, gateway, body, issued_at, expires_at, sent_at, replied_at, outcome, reply,
+                             asked_by)
+        VALUES ('c-backfill', 'gw-a4', '{}', %(at)s, %(at)s, %(at)s, %(at)s, 'failed',
+                '{"meters": {"m003": "0 of 7 read, 7 the meter does not have"}}', 'completeness')
+        """,
+        {"at": asked_at},
+    )
+    execute(
+        "INSERT INTO backfill_asked SELECT point_id, %s, %s, %s, 'c-backfill' FROM metering_point"
+        " WHERE point = 'A4-C03'",
+        (*FORGOTTEN, asked_at),
+    )
+    connection.commit()
+    open_session(connection)
+    expect(connection, Calendar(ZONE), NOW)
+    list_gaps(connection, Calendar(ZONE), NOW)
 
 
 @dataclass(frozen=True)
