@@ -18,6 +18,7 @@ COMMANDS = {
     "serve": "cloud.api.commands:serve",
     "key": "cloud.api.commands:key",
     "dashboards": "cloud.demo:dashboards",
+    "bench": "cloud.bench.commands:bench",
 }
 
 

@@ -68,6 +68,7 @@ Copy and run:
   python -m simulators run --data site
   python -m simulators truth --data site --json
   python -m simulators line --meters 3 --baud 2400
+  python -m simulators services --data services
 """,
 )
 def main() -> None:
@@ -248,6 +249,49 @@ def line(protocol: str, meters: int, baud: str, turnaround_s: float) -> None:
         click.echo(json.dumps({"path": made.path, "addresses": addresses}))
         sys.stdout.flush()
         sys.stdin.buffer.read()
+
+
+@main.command(
+    epilog="""\b
+Copy and run:
+  python -m simulators services --data services
+  python -m simulators services --data services --user cloud --user gw-1
+""",
+)
+@DATA
+@click.option("--user", "users", multiple=True, help="May sign in at a broker, which is then started, too.")
+def services(directory: Path, users: tuple[str, ...]) -> None:
+    """The embedded database, and the embedded broker, until standard input ends.
+
+    Prints where they are, the users' passwords and the process ids as JSON.
+    """
+    from simulators.ports import free_port
+    from simulators.services import Broker, Postgres, ServiceError, new_password
+    from simulators.supervisor import Program, ProgramError, Supervisor, port_answers
+
+    directory = directory.resolve()
+    supervisor = Supervisor(directory)
+    postgres = Postgres(directory / "postgres", free_port(), new_password())
+    broker = Broker(directory / "broker", free_port(), {user: new_password() for user in users})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        postgres.initialize()
+        supervisor.start(
+            Program("postgres", postgres.command(), popen=postgres.popen_arguments(), stop_signal=signal.SIGINT)
+        )
+        if users:
+            broker.initialize()
+            supervisor.start(Program("broker", broker.command()))
+            supervisor.wait_ready("broker", broker.accepts)
+        supervisor.wait_ready("postgres", lambda: port_answers(postgres.port))
+        told = {"dsn": postgres.dsn, "broker": broker.url if users else None, "passwords": broker.users}
+        click.echo(json.dumps(told | {"processes": supervisor.ids}))
+        sys.stdout.flush()
+        sys.stdin.buffer.read()
+    except (ProgramError, ServiceError, ImportError) as error:
+        raise click.ClickException(f"{error}; the wheels come with gridloom[demo]") from error
+    finally:
+        supervisor.stop()
 
 
 if __name__ == "__main__":

@@ -128,6 +128,10 @@ class Supervisor:
             running.process.kill()
 
     @property
+    def ids(self) -> dict[str, int]:
+        return {name: running.process.pid for name, running in self._running.items()}
+
+    @property
     def restarts(self) -> dict[str, int]:
         return {name: running.restarts for name, running in self._running.items() if running.restarts}
 
@@ -153,7 +157,7 @@ class Supervisor:
 
     def _write_ids(self) -> None:
         fresh = self._ids.with_suffix(".new")
-        fresh.write_text(json.dumps({name: running.process.pid for name, running in self._running.items()}))
+        fresh.write_text(json.dumps(self.ids))
         fresh.replace(self._ids)
 
     def _open_log(self, name: str) -> IO[bytes]:

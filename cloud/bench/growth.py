@@ -1,0 +1,280 @@
+"""What age costs: rate of ingest and time of the queries people wait for, with more and more days in the tables.
+
+The days are put there by COPY, in the form ingest and work would have left them.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final, LiteralString, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.bench.feed import column_names, copy_streams, day_of_rows
+from cloud.bench.line import HEADLINE_ROWS, Document, Line, table_of
+from cloud.store.binary_copy import Field, encode, instant
+from cloud.store.migrations import Connection, Edition
+from protocols.quantities import Kind
+from protocols.uplink import to_us
+
+YEAR: Final = 365
+DAY: Final = timedelta(days=1)
+MARKS: Final = 96
+POINTS_OF_A_MONTH: Final = 1_000
+
+
+def copy_day(connection: Connection, kind: Kind, meter_ids: NDArray[np.int32], day: datetime) -> None:
+    rows = day_of_rows(kind, meter_ids, to_us(day), MARKS)
+    query: LiteralString = f"COPY {table_of(kind)} ({', '.join(column_names(kind))}) FROM STDIN (FORMAT BINARY)"
+    with connection.cursor().copy(query) as copy:
+        for stream in copy_streams(rows, len(rows)):
+            copy.write(stream)
+
+
+class Table:
+    """Days on record, from ``first`` on: samples and what work derives from them."""
+
+    def __init__(self, line: Line, days: int) -> None:
+        self._line = line
+        self._connection = line.connection
+        self._meters = line.meter_ids.ravel()
+        today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        # Behind the last day stand the days that are ingested while it is measured.
+        self.first = today - timedelta(days=days + 20)
+        self.days = 0
+        self._behind = self.first + timedelta(days=days)
+
+    def fill(self, days: int) -> None:
+        while self.days < days:
+            day = self.first + self.days * DAY
+            copy_day(self._connection, Kind.POWER, self._meters, day)
+            self._copy_intervals(day)
+            self.days += 1
+        self._connection.execute(
+            "INSERT INTO interval_version (version, closed_at) VALUES (1, now()) ON CONFLICT DO NOTHING"
+        )
+        self._derive()
+        if self._line.here.edition is Edition.COMMUNITY:
+            for (job,) in self._connection.execute(
+                "SELECT job_id FROM timescaledb_information.jobs"
+                " WHERE hypertable_name = 'power_sample' AND proc_name IN ('policy_compression', 'policy_columnstore')"
+            ).fetchall():
+                self._connection.execute("CALL run_job(%s)", [job])
+        self._connection.execute("VACUUM ANALYZE")
+
+    def _copy_intervals(self, day: datetime) -> None:
+        count = MARKS * len(self._meters)
+        row = np.arange(count)
+        wh = (row * 7919 % 1000).astype(np.int64)
+        fields = [
+            Field(self._meters[row % len(self._meters)], ">i4"),
+            instant(to_us(day) + row // len(self._meters) * 900_000_000),
+            Field(np.ones(count, np.int64), ">i8"),
+            *[Field(wh // (i + 1), ">i8", np.full(count, i < 2)) for i in range(4)],
+            Field(np.zeros(count, np.int16), ">i2"),
+        ]
+        with self._connection.cursor().copy(
+            "COPY interval (point_id, start, version, energy_import_wh, energy_export_wh, reactive_import_varh,"
+            " reactive_export_varh, quality) FROM STDIN (FORMAT BINARY)"
+        ) as copy:
+            copy.write(encode(fields))
+
+    def _derive(self) -> None:
+        """Completeness of the days on record, and a year of loads, since that is what is asked for."""
+        self._connection.execute(
+            "INSERT INTO completeness_day (point_id, day, expected, received)"
+            " SELECT point_id, %s::date + n, 96, 96 - (point_id * 7 + n) %% 5"
+            " FROM metering_point CROSS JOIN generate_series(0, %s) AS n ON CONFLICT DO NOTHING",
+            [self.first, self.days - 1],
+        )
+        self._connection.execute(
+            "INSERT INTO completeness_area_day (area_id, gateway, day, expected, received)"
+            " SELECT area_id, gateway, day, sum(expected), sum(received)"
+            " FROM completeness_day JOIN metering_point USING (point_id) JOIN area USING (area_id)"
+            " GROUP BY area_id, gateway, day ON CONFLICT DO NOTHING"
+        )
+        self._connection.execute(
+            "INSERT INTO load (series, start, supplied_wh, delivered_wh, meters_expected, meters_received)"
+            " SELECT 'area:' || area_id, at, 25000 + n, 24000 + n, 100, 100"
+            " FROM area CROSS JOIN generate_series(0, %s) AS n,"
+            " LATERAL (SELECT %s::timestamptz + n * interval '15 min') AS t (at) ON CONFLICT DO NOTHING",
+            [YEAR * MARKS - 1, self.first - (YEAR - 1) * DAY],
+        )
+
+    def rates(self, ingestors: Sequence[int]) -> Document:
+        """The line and COPY alone behind the last day, at the same commit size, nothing emptied."""
+        told = []
+        for measure in (self._line.ingest, self._line.copy):
+            feed = self._line.feed(Kind.POWER, HEADLINE_ROWS, self._line.effort.rows, start=self._behind)
+            self._behind += timedelta(minutes=15) * -(-feed.messages * feed.rows // feed.meters)
+            told.append(measure(feed, ingestors) if measure == self._line.ingest else self._line.copy(feed))
+        ingest, copy = told
+        return {
+            "rows_per_s": ingest["rows_per_s"],
+            "copy_rows_per_s": copy["rows_per_s"],
+            "ratio_to_copy": ingest["rows_per_s"] / copy["rows_per_s"],
+        }
+
+
+# ---- queries ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """``runs``: of how many p50 and p99 are told. ``ask``: parameters of one run."""
+
+    what: str
+    sql: LiteralString
+    ask: Callable[[np.random.Generator], dict[str, Any]]
+    runs: int
+
+
+# The statements of GET /v1/intervals, /v1/loads and /v1/completeness; rows are counted on the server, since pages of
+# 10,000 would measure the client.
+_CURVE: Final = """
+    SELECT at, active_power_w, voltage_l1_v, voltage_l2_v, voltage_l3_v, current_l1_a, current_l2_a, current_l3_a
+    FROM power_sample WHERE meter_id = %(meter)s AND at >= %(from)s AND at < %(to)s ORDER BY at
+"""
+_MONTH: Final = """
+    SELECT count(*), sum(energy_import_wh) FROM (
+        SELECT DISTINCT ON (point_id, start) point_id, start, energy_import_wh, energy_export_wh,
+               reactive_import_varh, reactive_export_varh, quality, version
+        FROM interval
+        WHERE point_id = ANY(%(points)s) AND start >= %(from)s AND start < %(to)s AND version <= 1
+        ORDER BY point_id, start, version DESC) page
+"""
+_YEAR: Final = """
+    SELECT start, supplied_wh, supplied_wh * 4.0::double precision AS supplied_w, delivered_wh, meters_expected,
+           meters_received
+    FROM load WHERE series = %(series)s AND start >= %(from)s AND start < %(to)s ORDER BY start
+"""
+_COMPLETENESS: Final = """
+    SELECT area_id, gateway, sum(expected), sum(received) FROM completeness_area_day
+    WHERE day >= %(from)s AND day < %(to)s GROUP BY area_id, gateway ORDER BY area_id
+"""
+_MISSING: Final = """
+    SELECT point_id, sum(expected), sum(received) FROM completeness_day
+    WHERE day >= %(from)s AND day < %(to)s GROUP BY point_id
+    HAVING sum(received) < sum(expected) ORDER BY sum(expected) - sum(received) DESC LIMIT 200
+"""
+
+
+def queries(line: Line, table: Table) -> Iterator[Query]:
+    last = table.first + table.days * DAY
+    meters, areas = line.meter_ids.size, len(line.meter_ids)
+    runs = line.effort.queries
+
+    def day(random: np.random.Generator) -> dict[str, Any]:
+        start = table.first + int(random.integers(table.days)) * DAY
+        return {"meter": int(random.integers(1, meters + 1)), "from": start, "to": start + DAY}
+
+    def month(random: np.random.Generator) -> dict[str, Any]:
+        first = int(random.integers(max(1, meters - POINTS_OF_A_MONTH)))
+        points = list(range(first + 1, first + 1 + min(meters, POINTS_OF_A_MONTH)))
+        return {"points": points, "from": max(table.first, last - 30 * DAY), "to": last}
+
+    def year(random: np.random.Generator) -> dict[str, Any]:
+        series = f"area:A{int(random.integers(1, areas + 1))}"
+        return {"series": series, "from": table.first - (YEAR - 1) * DAY, "to": table.first + DAY}
+
+    def newest(_: np.random.Generator) -> dict[str, date]:
+        return {"from": (last - DAY).date(), "to": last.date()}
+
+    yield Query("a day's curve of one meter", _CURVE, day, runs * 5)
+    yield Query("a month's intervals of 1,000 meters", _MONTH, month, max(3, runs // 8))
+    yield Query("an area's load for a year", _YEAR, year, runs)
+    yield Query("the completeness page: areas on a day", _COMPLETENESS, newest, runs)
+    yield Query("the completeness page: meters on a day", _MISSING, newest, runs)
+
+
+def ask(connection: Connection, query: Query) -> Document:
+    """Times as the client sees them, and what the plan did."""
+    random = np.random.default_rng(11)
+    connection.execute(query.sql, query.ask(random)).fetchall()
+    times_ms, rows = [], 0
+    for _ in range(query.runs):
+        parameters = query.ask(random)
+        begin_s = time.perf_counter()
+        found = connection.execute(query.sql, parameters).fetchall()
+        times_ms.append(1000 * (time.perf_counter() - begin_s))
+        rows = cast(int, found[0][0]) if query.sql is _MONTH else len(found)
+    explain: LiteralString = "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + query.sql
+    explained = connection.execute(explain, query.ask(random)).fetchone()
+    assert explained is not None
+    plan = cast(list[dict[str, Any]], explained[0])[0]["Plan"]
+    return {
+        "query": query.what,
+        "runs": query.runs,
+        "rows": rows,
+        "p50_ms": float(np.percentile(times_ms, 50)),
+        "p99_ms": float(np.percentile(times_ms, 99)),
+        "blocks": plan["Shared Hit Blocks"] + plan["Shared Read Blocks"],
+        "plan": list(dict.fromkeys(_nodes(plan))),
+    }
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[str]:
+    """What the plan does, from its top; a node that did not run is left out, chunks of one table are one."""
+    if plan.get("Actual Loops", 1):
+        on = plan.get("Index Name") or plan.get("Relation Name") or ""
+        on = "power_sample" + on.split("_chunk", 1)[1] if on.startswith("_hyper_") and "_chunk" in on else on
+        yield f"{plan.get('Custom Plan Provider') or plan['Node Type']} {on}".strip()
+        for child in plan.get("Plans", []):
+            yield from _nodes(child)
+
+
+def growth(line: Line, steps: Sequence[int], ingestors: Sequence[int], say: Callable[[str], None]) -> list[Document]:
+    """For each number of days: rates and queries."""
+    line.empty()
+    line.connection.execute("TRUNCATE interval, interval_version, load, completeness_day, completeness_area_day")
+    table = Table(line, max(steps))
+    told = []
+    for days in steps:
+        say(f"filling {days} days")
+        table.fill(days)
+        say(f"asking with {days} days on record")
+        asked = [ask(line.connection, query) for query in queries(line, table)]
+        told.append(
+            {"days": days, "rows": days * MARKS * line.meter_ids.size, **table.rates(ingestors), "queries": asked}
+        )
+    return told
+
+
+# ---- disk ------------------------------------------------------------------------------------------------------------
+
+_SIZES: Final = """
+    SELECT coalesce(sum(pg_table_size(part)), 0)::bigint, coalesce(sum(pg_indexes_size(part)), 0)::bigint
+    FROM unnest(%s::regclass[]) AS part
+"""
+
+
+def disk(line: Line, kind: Kind) -> Document:
+    """Bytes a row of some days of some meters: the rows, with their index, and as columns where the server can."""
+    line.empty()
+    connection, table = line.connection, table_of(kind)
+    meters = np.arange(1, line.effort.disk_meters + 1, dtype=np.int32)
+    # A week that fills one chunk: TimescaleDB's weeks begin on Thursdays, like 1970.
+    now = datetime.now(UTC)
+    first = datetime(1970, 1, 1, tzinfo=UTC) + ((now - datetime(1970, 1, 1, tzinfo=UTC)) // (7 * DAY) - 3) * 7 * DAY
+    for i in range(line.effort.disk_days):
+        copy_day(connection, kind, meters, first + i * DAY)
+    rows = line.effort.disk_days * MARKS * len(meters)
+    hyper = line.here.edition >= Edition.TIMESCALEDB
+    parts: list[str] = [table]
+    if hyper:
+        parts = [str(chunk) for (chunk,) in connection.execute("SELECT show_chunks(%s)::text", [table])]
+    sizes = connection.execute(_SIZES, [parts]).fetchone()
+    assert sizes is not None
+    raw, index = cast(int, sizes[0]) / rows, cast(int, sizes[1]) / rows
+    found: Document = {"kind": kind.value, "rows": rows, "raw": raw, "with_index": raw + index, "compressed": None}
+    if line.here.edition is Edition.COMMUNITY:
+        for part in parts:
+            connection.execute("SELECT compress_chunk(%s::regclass)", [part])
+        query = "SELECT hypertable_size(%s)"
+        size = connection.execute(query, [table]).fetchone()
+        assert size is not None
+        found["compressed"] = cast(int, size[0]) / rows
+    connection.execute("TRUNCATE energy_sample, power_sample")
+    return found
