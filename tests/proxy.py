@@ -14,14 +14,20 @@ class Proxy:
     refuses: bool = False
     _flows: asyncio.Event = field(default_factory=asyncio.Event)
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    _connections: "set[asyncio.Task[None]]" = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._flows.set()
 
     async def serve(self) -> None:
-        server = await asyncio.start_server(self._connection, "127.0.0.1", self.port)
-        async with server:
-            await server.serve_forever()
+        server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+        try:
+            async with server:
+                await server.serve_forever()
+        finally:
+            self.cut()
+            self._flows.set()
+            await asyncio.gather(*self._connections, return_exceptions=True)
 
     def cut(self) -> None:
         for writer in list(self._writers):
@@ -34,6 +40,11 @@ class Proxy:
             await asyncio.sleep(duration_s)
         finally:
             self._flows.set()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.create_task(self._connection(reader, writer))
+        self._connections.add(connection)
+        connection.add_done_callback(self._connections.discard)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         ends = {writer}
