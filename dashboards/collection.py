@@ -3,8 +3,11 @@
 from typing import Final
 
 from dashboards.panels import (
+    BLUE,
     GREEN,
+    GREY,
     ORANGE,
+    PURPLE,
     RED,
     YELLOW,
     Dashboard,
@@ -19,6 +22,20 @@ from dashboards.panels import (
 from dashboards.shared import AREA, COLOURED_TEXT, DATA_UNTIL
 
 _COMPLETE_PERCENT: Final = thresholds(RED, (95, ORANGE), (98, YELLOW), (99.5, GREEN))
+# The reasons of `cloud.jobs.completeness`.
+_REASONS: Final = mapping(
+    {
+        "quarantined": ("quarantined · 已隔离", ORANGE),
+        "evicted": ("gateway queue full · 网关队列溢出", ORANGE),
+        "clock": ("clock was set · 对时跳变", YELLOW),
+        "meter_silent": ("meter silent · 电表失联", RED),
+        "gateway_offline": ("gateway offline · 网关离线", RED),
+        "meter_refuses": ("meter refuses · 电表拒绝", RED),
+        "not_in_memory": ("not in the meter's memory · 电表内已无数据", GREY),
+        "backfilling": ("being backfilled · 补采中", BLUE),
+        "unknown": ("unknown · 原因不明", PURPLE),
+    }
+)
 
 
 COLLECTION: Final = Dashboard(
@@ -34,7 +51,7 @@ COLLECTION: Final = Dashboard(
             "· 所选日期内实收与应收 15 分钟区间之比。",
             """
             SELECT 100.0 * sum(received) / nullif(sum(expected), 0) AS "Collection success · 采集成功率"
-            FROM completeness_day JOIN metering_point USING (point_id)
+            FROM completeness_area_day
             WHERE area_id IN (${area:sqlstring}) AND $__timeFilter(day::timestamp AT TIME ZONE ${zone:sqlstring})
             """,
             unit="percent",
@@ -46,7 +63,7 @@ COLLECTION: Final = Dashboard(
             "Expected and not received in the chosen range. · 所选范围内应收未收的区间数。",
             """
             SELECT coalesce(sum(expected - received), 0) AS "Intervals missing · 缺失区间"
-            FROM completeness_day JOIN metering_point USING (point_id)
+            FROM completeness_area_day
             WHERE area_id IN (${area:sqlstring}) AND $__timeFilter(day::timestamp AT TIME ZONE ${zone:sqlstring})
             """,
             steps=thresholds(GREEN, (1, YELLOW)),
@@ -85,9 +102,25 @@ COLLECTION: Final = Dashboard(
             """
             SELECT area_id || ' ' || name_en || ' · ' || name_zh AS area,
                    100.0 * sum(received) / nullif(sum(expected), 0) AS "Collection success · 采集成功率"
-            FROM completeness_day JOIN metering_point USING (point_id) JOIN area USING (area_id)
+            FROM completeness_area_day JOIN area USING (area_id)
             WHERE area_id IN (${area:sqlstring}) AND $__timeFilter(day::timestamp AT TIME ZONE ${zone:sqlstring})
             GROUP BY area_id, name_en, name_zh ORDER BY area_id
+            """,
+            unit="percent",
+            low=90,
+            high=100,
+            decimals=2,
+            steps=_COMPLETE_PERCENT,
+        ),
+        gauges(
+            "Collection success by gateway · 各网关采集成功率",
+            "Received of expected intervals in the chosen range, of the points each gateway polls; the worst first. "
+            "· 所选范围内各网关所采计量点的实收与应收区间之比,最差者在前。",
+            """
+            SELECT gateway, 100.0 * sum(received) / nullif(sum(expected), 0) AS "Collection success · 采集成功率"
+            FROM completeness_area_day
+            WHERE area_id IN (${area:sqlstring}) AND $__timeFilter(day::timestamp AT TIME ZONE ${zone:sqlstring})
+            GROUP BY gateway ORDER BY 2, 1 LIMIT 30
             """,
             unit="percent",
             low=90,
@@ -101,12 +134,41 @@ COLLECTION: Final = Dashboard(
             """
             SELECT day::timestamp AT TIME ZONE ${zone:sqlstring} AS time, area_id AS metric,
                    100.0 * sum(received) / nullif(sum(expected), 0) AS "success"
-            FROM completeness_day JOIN metering_point USING (point_id)
+            FROM completeness_area_day
             WHERE area_id IN (${area:sqlstring}) AND $__timeFilter(day::timestamp AT TIME ZONE ${zone:sqlstring})
             GROUP BY day, area_id ORDER BY day, area_id
             """,
             unit="percent",
             width=12,
+        ),
+        lines(
+            "Intervals missing by reason · 按原因的缺失区间",
+            "Per business day: why they are not there, as far as is known. · 按日统计缺失区间及其已知原因。",
+            """
+            SELECT day::timestamp AT TIME ZONE ${zone:sqlstring} AS time, reason AS metric,
+                   sum(extract(epoch FROM end_at - start_at)) / 900 AS "missing"
+            FROM gap JOIN metering_point USING (point_id)
+            WHERE area_id IN (${area:sqlstring}) AND $__timeFilter(day::timestamp AT TIME ZONE ${zone:sqlstring})
+            GROUP BY day, reason ORDER BY day, reason
+            """,
+            unit="none",
+            style="bars",
+            stacked=True,
+            width=12,
+        ),
+        table(
+            "Missing ranges · 缺失时段",
+            "The newest first: which point, since when, and why. · 最近者在前:哪个计量点、从何时起、何种原因。",
+            """
+            SELECT point AS "Point · 计量点", area_id AS "Area · 台区", start_at AS "From · 起", end_at AS "To · 止",
+                   (extract(epoch FROM end_at - start_at) / 900)::integer AS "Intervals · 区间",
+                   reason AS "Reason · 原因"
+            FROM gap JOIN metering_point USING (point_id)
+            WHERE area_id IN (${area:sqlstring}) AND $__timeFilter(day::timestamp AT TIME ZONE ${zone:sqlstring})
+            ORDER BY start_at DESC, point LIMIT 200
+            """,
+            width=12,
+            overrides=(named("Reason · 原因", mappings=[_REASONS]),),
         ),
         table(
             "Metering points with gaps · 有缺口的计量点",

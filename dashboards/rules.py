@@ -84,8 +84,8 @@ RULES: Final = (
         "warning",
         """
         SELECT area_id, 100.0 * sum(received) / sum(expected) AS percent
-        FROM completeness_day JOIN metering_point USING (point_id)
-        WHERE day = (SELECT max(day) FROM completeness_day) AND expected > 0
+        FROM completeness_area_day
+        WHERE day = (SELECT max(day) FROM completeness_area_day) AND expected > 0
         GROUP BY area_id
         """,
         ("lt", 98),

@@ -27,6 +27,11 @@ INSERT INTO gateway_status (gateway, online, at, status) VALUES
 INSERT INTO completeness_day
     SELECT point_id, day, 96, 96 - 4 * (point_id = 2)::int
     FROM metering_point, (VALUES (date '2026-03-01'), ('2026-03-02')) AS d(day);
+INSERT INTO completeness_area_day
+    SELECT area_id, gateway, day, sum(expected), sum(received)
+    FROM completeness_day JOIN metering_point USING (point_id) JOIN area USING (area_id) GROUP BY 1, 2, 3;
+INSERT INTO gap VALUES (2, '2026-03-01', '2026-03-01 02:00Z', '2026-03-01 03:00Z', 'meter_silent'),
+                       (2, '2026-03-02', '2026-03-02 02:00Z', '2026-03-02 03:00Z', 'unknown');
 INSERT INTO load
     SELECT series, start, 10000, 9500, 2, 2
     FROM (VALUES ('substation:S1'), ('feeder:F1'), ('area:A1'), ('area:A2')) AS s(series),

@@ -109,6 +109,16 @@ def test_collection_success_counts_intervals(as_grafana: str) -> None:
     assert float(percent) == pytest.approx(100 * (6 * 96 - 8) / (6 * 96))
 
 
+def test_collection_success_by_gateway_has_the_worst_first(as_grafana: str) -> None:
+    _, rows = run(as_grafana, find("gridloom-collection/Collection success by gateway · 各网关采集成功率/A"))
+    assert [(gateway, round(float(percent), 2)) for gateway, percent in rows] == [("gw-a1", 97.92), ("gw-a2", 100.0)]
+
+
+def test_missing_intervals_have_their_reasons(as_grafana: str) -> None:
+    _, rows = run(as_grafana, find("gridloom-collection/Intervals missing by reason · 按原因的缺失区间/A"))
+    assert [(row[1], row[2]) for row in rows] == [("meter_silent", 4), ("unknown", 4)]
+
+
 def test_a_rule_gives_one_number_and_otherwise_labels(as_grafana: str) -> None:
     """Grafana takes a table as numbers with labels only where exactly one column is a number."""
     for rule in RULES:
