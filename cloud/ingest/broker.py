@@ -22,8 +22,12 @@ from protocols.uplink import MSGPACK, ROOT, Topic
 
 logger = logging.getLogger(__name__)
 
-# Batches on their way to us and not acknowledged: enough for full transactions, at most 100 MB.
-RECEIVE_MAX: Final = 100
+# Messages on their way to us and not acknowledged: enough for full transactions where a message holds one row.
+RECEIVE_MAX: Final = 2_000
+# What may wait here. mosquitto stops earlier, at its max_inflight_bytes; what comes beyond is let go unacknowledged,
+# and asked for again by a new connection once the rest is stored.
+INBOX_BYTES_MAX: Final = 200_000_000
+RECEIPTS_IN_FLIGHT: Final = 1_000
 SESSION_EXPIRY_S: Final = 24 * 3600
 KEEPALIVE_S: Final = 20
 RECEIPTS_QUEUED_MAX: Final = 10_000  # what is beyond is not sent, and its gateway asks again
@@ -48,12 +52,19 @@ class Delivery:
 class Broker:
     """Connects and reconnects for ever, from ``start`` to ``stop``."""
 
-    def __init__(self, settings: Mqtt, client_id: str, *, fresh_session: bool = False) -> None:
-        """``fresh_session``: start anew at every connection. Nothing is lost by it, since gateways send again what has
-        no receipt; rumqttd needs it, for its router dies when a resumed session with a share group ends."""
+    def __init__(self, settings: Mqtt, client_id: str, *, fresh_session: bool = False, leaving: bool = False) -> None:
+        """``leaving``: take what the session holds, and nothing new.
+
+        ``fresh_session``: start anew at every connection. Nothing is lost by it, since gateways send again what has
+        no receipt; rumqttd needs it, for its router dies when a resumed session with a share group ends.
+        """
         self.inbox: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self._came = self._came_bytes = 0  # counted by paho's thread
+        self._went = self._went_bytes = 0  # counted by whoever acknowledges
+        self._let_go = False
         self._settings = settings
         self._fresh_session = fresh_session
+        self._leaving = leaving
         self._connection = 0
         self._resumed = False
         self._refused = ""
@@ -62,6 +73,7 @@ class Broker:
         if settings.tls:
             self._client.tls_set(ca_certs=settings.ca, certfile=settings.certificate, keyfile=settings.key)
         self._client.max_queued_messages_set(RECEIPTS_QUEUED_MAX)
+        self._client.max_inflight_messages_set(RECEIPTS_IN_FLIGHT)
         self._client.on_connect = self._on_connect
         self._client.on_connect_fail = self._on_connect_fail
         self._client.on_disconnect = self._on_disconnect
@@ -71,6 +83,15 @@ class Broker:
     @property
     def connected(self) -> bool:
         return self._client.is_connected()
+
+    @property
+    def waiting(self) -> int:
+        """Messages received and not acknowledged."""
+        return self._came - self._went
+
+    @property
+    def waiting_bytes(self) -> int:
+        return self._came_bytes - self._went_bytes
 
     def start(self) -> None:
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
@@ -87,14 +108,26 @@ class Broker:
         self._client.loop_start()
 
     def stop(self) -> None:
-        """Leave; the session stays, and what was not acknowledged comes again."""
-        self._client.disconnect()
+        """Go; the session stays, and what was not acknowledged comes again. Who is leaving ends the session."""
+        self._disconnect(0 if self._leaving else SESSION_EXPIRY_S)
+
+    def _disconnect(self, expiry_s: int) -> None:
+        properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
+        properties.SessionExpiryInterval = expiry_s
+        self._client.disconnect(properties=properties)
         self._client.loop_stop()
 
     def acknowledge(self, delivery: Delivery) -> None:
         """After a reconnect the broker delivers again, so an old connection's packet is left alone."""
         if delivery.qos and delivery.connection == self._connection:
             self._client.ack(delivery.packet, delivery.qos)
+        self._went += 1
+        self._went_bytes += len(delivery.message.payload)
+        if self._let_go and not self.waiting:
+            logger.info("broker: connecting again for what was let go of")
+            self._let_go = False
+            self._disconnect(SESSION_EXPIRY_S)
+            self.start()
 
     def publish(self, topic: str, payload: bytes) -> None:
         """A receipt that is lost is asked for again, so none is kept for a broker that is away."""
@@ -115,6 +148,12 @@ class Broker:
         self._refused = ""
         self._connection += 1
         self._resumed = flags.session_present
+        if self._leaving:
+            if not flags.session_present:
+                logger.warning("broker holds no session of ours; is the --name right?")
+            client.unsubscribe(list(SUBSCRIPTIONS))
+            logger.info("broker connected host=%s port=%s; taking nothing new", *self._address)
+            return
         client.subscribe([(topic, SubscribeOptions(qos=1)) for topic in SUBSCRIPTIONS])
 
     def _on_connect_fail(self, _client: Client, _data: Any) -> None:
@@ -144,7 +183,15 @@ class Broker:
         logger.info("broker connected host=%s port=%s session=%s", *self._address, session)
 
     def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
+        size = len(message.payload)
+        if self.waiting and self.waiting_bytes + size > INBOX_BYTES_MAX:
+            if not self._let_go:
+                self._let_go = True
+                logger.warning("broker: %d MB wait for the database; letting go of more", INBOX_BYTES_MAX // 1_000_000)
+            return
         content_type = getattr(message.properties, "ContentType", None) or MSGPACK
+        self._came += 1
+        self._came_bytes += size
         self.inbox.put(
             Delivery(
                 Message(message.topic, bytes(message.payload), content_type), message.mid, message.qos, self._connection

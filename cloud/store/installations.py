@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cloud.store.migrations import Connection
 
 UNKNOWN: Final = 0  # identities start at 1
-_CACHED_MAX: Final = 10_000
+_CACHED_NAMES_MAX: Final = 1_000_000  # wire names in the cache, about 100 bytes each; beyond it starts anew
 _ALWAYS_US: Final = 2**62  # beyond any instant of the wire
 
 
@@ -24,11 +24,9 @@ class Installed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """Installations of a batch's M wire names, padded to K each: (K, M)."""
+    """Installations of a batch's M wire names, padded to K each: (K, M, 3) of meter_id, from_us, to_us."""
 
-    meter_id: NDArray[np.int32]
-    from_us: NDArray[np.int64]
-    to_us: NDArray[np.int64]
+    table: NDArray[np.int64]
     all_known: bool
 
 
@@ -38,6 +36,7 @@ class Installations:
     def __init__(self, installed: Mapping[tuple[str, str], Sequence[Installed]]) -> None:
         self._installed = installed
         self._names: dict[tuple[str, tuple[str, ...]], _Names] = {}
+        self._cached = 0
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Installations) and self._installed == other._installed
@@ -45,17 +44,37 @@ class Installations:
     __hash__ = None  # type: ignore[assignment]
 
     def meter_ids(
-        self, gateway: str, wire_names: tuple[str, ...], index: NDArray[np.uint16], at_us: NDArray[np.int64]
+        self,
+        named: Sequence[tuple[str, tuple[str, ...]]],
+        which: NDArray[np.int64],
+        index: NDArray[np.uint16],
+        at_us: NDArray[np.int64],
     ) -> NDArray[np.int32]:
         """(N,) meter of each row, UNKNOWN where no meter is installed under its name at its time.
 
-        index: (N,) into wire_names.  at_us: (N,) µs since 1970 UTC.
+        named: gateway and wire names of each of B batches.  which: (N,) into named.  index: (N,) into those names.
+        at_us: (N,) µs since 1970 UTC.
         """
-        names = self._look_up(gateway, wire_names)
         found = np.zeros(len(index), np.int32)
-        for meter_id, from_us, to_us in zip(names.meter_id, names.from_us, names.to_us, strict=True):
-            there = (at_us >= from_us[index]) & (at_us < to_us[index])
-            found = np.where(there, meter_id[index], found)
+        tables: list[NDArray[np.int64]] = []
+        first: dict[tuple[str, tuple[str, ...]], int] = {}
+        total = 0
+        offsets = []
+        for key in named:
+            offset = first.get(key)
+            if offset is None:
+                offset = first[key] = total
+                tables.append(self._look_up(*key).table)
+                total += len(key[1])
+            offsets.append(offset)
+        place = np.array(offsets, np.int64)[which] + index
+        for k in range(max((len(table) for table in tables), default=0)):
+            never = np.zeros((1, 1, 3), np.int64)
+            layer = np.concatenate(
+                [table[k] if k < len(table) else np.broadcast_to(never, (1, table.shape[1], 3))[0] for table in tables]
+            )
+            meter_id, from_us, to_us = layer[place].T
+            found = np.where((at_us >= from_us) & (at_us < to_us), meter_id.astype(np.int32), found)
         return found
 
     def knows_all(self, gateway: str, wire_names: tuple[str, ...]) -> bool:
@@ -66,16 +85,17 @@ class Installations:
         key = (gateway, wire_names)
         names = self._names.get(key)
         if names is None:
-            if len(self._names) >= _CACHED_MAX:
-                self._names.clear()
+            if self._cached + len(wire_names) + 10 > _CACHED_NAMES_MAX:
+                self._names = {}
+                self._cached = 0
             each = [self._installed.get((gateway, name), ()) for name in wire_names]
             depth = max(map(len, each), default=0)
             never = Installed(UNKNOWN, 0, 0)
             table = np.array(
                 [[(*one, *[never] * (depth - len(one)))[k] for one in each] for k in range(depth)], np.int64
             ).reshape(depth, len(wire_names), 3)
-            names = _Names(table[..., 0].astype(np.int32), table[..., 1].copy(), table[..., 2].copy(), all(each))
-            self._names[key] = names
+            names = self._names[key] = _Names(table, all(each))
+            self._cached += len(wire_names) + 10  # what an entry itself weighs, in names
         return names
 
 

@@ -1,16 +1,21 @@
-"""What could not be stored: whole messages, or single rows of a batch. Kept, counted, listed; see ``replay``."""
+"""What could not be stored: whole messages, or single rows of a batch. Kept, counted, listed, dropped; see ``replay``.
+
+Where a gateway's part, or the whole, has reached its bound, ingest sets nothing more aside for it. A batch is then not
+entered at all and gets no receipt, so its gateway keeps it; a message that names no batch is only counted, by gateway,
+reason and day. So what a receipt promised is never missing, whatever the bound.
+"""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import cast
+from datetime import UTC, datetime
+from typing import Final, LiteralString, cast
 
 from cloud.store.migrations import Connection
 from cloud.store.rows import SetAside
 from protocols.uplink import JSON, Topic, topic
 
-_EntryRow = tuple[int, str | None, str, str, str, int, int, datetime, datetime | None]
+_EntryRow = tuple[int, str | None, str, str, str, int, int, int, datetime, datetime | None, str | None, str | None]
 TEXT_MAX = 2_000  # of a detail; the payload itself is kept whole
 
 
@@ -34,8 +39,49 @@ class Entry:
     detail: str
     rows: int
     times_seen: int
+    size_bytes: int
     recorded_at: datetime
-    replayed_at: datetime | None
+    settled_at: datetime | None
+    dropped_because: str | None
+    dropped_by: str | None
+
+    @property
+    def state(self) -> str:
+        return "waiting" if self.settled_at is None else "dropped" if self.dropped_because else "replayed"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Bytes that may wait in quarantine: of one gateway, and of all."""
+
+    gateway_bytes: int = 1_000_000_000  # a month of 300 meters nobody registered is some 400 MB
+    total_bytes: int = 20_000_000_000
+
+
+class Everyone(Collection[str]):
+    """All gateways, known or not."""
+
+    def __contains__(self, _gateway: object) -> bool:
+        return True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 1
+
+
+def full_gateways(connection: Connection, bounds: Bounds) -> Collection[str]:
+    """Gateways for which nothing more is to be set aside."""
+    held = cast(
+        list[tuple[str | None, int]],
+        connection.execute(
+            "SELECT gateway, sum(size_bytes)::bigint FROM quarantine WHERE replayed_at IS NULL GROUP BY gateway"
+        ).fetchall(),
+    )
+    if sum(size for _, size in held) >= bounds.total_bytes:
+        return Everyone()
+    return frozenset(gateway or "" for gateway, size in held if size >= bounds.gateway_bytes)
 
 
 def keep_message(
@@ -48,8 +94,16 @@ def keep_message(
     epoch: str | None = None,
     seq: int | None = None,
     rows: int = 0,
+    full: bool = False,
 ) -> None:
-    """Set a whole message aside. The same message again is counted, not kept again."""
+    """Set a whole message aside. The same message again is counted, not kept again; where the quarantine is ``full``,
+    all messages of a gateway, reason and day are counted as one."""
+    digest = hashlib.sha256(message.topic.encode() + b"\0" + message.payload).digest()
+    payload: bytes | None = message.payload
+    if full:
+        payload, rows = None, 0
+        digest = hashlib.sha256(f"{message.topic}\0{reason}\0{datetime.now(UTC):%F}".encode()).digest()
+        detail = f"quarantine is full: counted, not kept; the first was: {detail}"
     connection.execute(
         """
         INSERT INTO quarantine AS held
@@ -66,8 +120,8 @@ def keep_message(
             reason,
             _printable(detail),
             rows,
-            message.payload,
-            hashlib.sha256(message.topic.encode() + b"\0" + message.payload).digest(),
+            payload,
+            digest,
         ],
     )
 
@@ -79,34 +133,86 @@ def _printable(text: str) -> str:
 
 def write_set_aside(connection: Connection, aside: Sequence[SetAside]) -> None:
     """Set rows aside, under their batch's ledger entry."""
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO quarantine (gateway, topic, content_type, epoch, seq, reason, detail, rows, row_values)"
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb)",
-            [
-                (
-                    one.batch.gateway,
-                    topic(one.batch.gateway, Topic(one.batch.kind.value)),
-                    JSON,
-                    one.batch.epoch,
-                    one.batch.seq,
-                    one.reason.reason,
-                    _printable(one.detail),
-                    one.rows,
-                    one.document.decode(),
-                )
-                for one in aside
-            ],
-        )
+    if not aside:
+        return
+    connection.execute(
+        """
+        INSERT INTO quarantine (gateway, topic, content_type, epoch, seq, reason, detail, rows, row_values)
+        SELECT gateway, topic, %s, epoch, seq, reason, detail, rows, document::jsonb
+        FROM unnest(%s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::int[], %s::text[])
+            AS told (gateway, topic, epoch, seq, reason, detail, rows, document)
+        """,
+        [
+            JSON,
+            [one.batch.gateway for one in aside],
+            [topic(one.batch.gateway, Topic(one.batch.kind.value)) for one in aside],
+            [one.batch.epoch for one in aside],
+            [one.batch.seq for one in aside],
+            [one.reason.reason for one in aside],
+            [_printable(one.detail) for one in aside],
+            [one.rows for one in aside],
+            [one.document.decode() for one in aside],
+        ],
+    )
 
 
 def list_entries(connection: Connection, *, every: bool, limit: int) -> list[Entry]:
-    """The newest entries; those replayed already only where ``every`` is asked for."""
+    """The newest entries; those settled already only where ``every`` is asked for."""
     found = connection.execute(
         """
-        SELECT quarantine_id, gateway, topic, reason, detail, rows, times_seen, recorded_at, replayed_at
+        SELECT quarantine_id, gateway, topic, reason, detail, rows, times_seen, size_bytes, recorded_at, replayed_at,
+               dropped_because, dropped_by
         FROM quarantine WHERE %s OR replayed_at IS NULL ORDER BY quarantine_id DESC LIMIT %s
         """,
         [every, limit],
     )
     return [Entry(*row) for row in cast(Iterable[_EntryRow], found)]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Waiting entries: all that fit everything that is given."""
+
+    ids: Sequence[int] = ()
+    reason: str | None = None
+    gateway: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    entries: int
+    rows: int
+    size_bytes: int
+
+
+_CHOSEN: Final[LiteralString] = """
+    SELECT quarantine_id, rows, size_bytes FROM quarantine
+    WHERE replayed_at IS NULL AND (%(ids)s::bigint[] = '{}' OR quarantine_id = ANY (%(ids)s::bigint[]))
+      AND (%(reason)s::text IS NULL OR reason = %(reason)s) AND (%(gateway)s::text IS NULL OR gateway = %(gateway)s)
+    FOR UPDATE
+"""
+_DROP: Final[LiteralString] = """
+    UPDATE quarantine q SET replayed_at = now(), dropped_because = %(because)s, dropped_by = %(by)s,
+                            payload = NULL, row_values = NULL
+    FROM chosen WHERE q.quarantine_id = chosen.quarantine_id RETURNING chosen.rows, chosen.size_bytes
+"""
+_SUM: Final[LiteralString] = (
+    "SELECT count(*), coalesce(sum(rows), 0)::bigint, coalesce(sum(size_bytes), 0)::bigint FROM "
+)
+
+
+def count_chosen(connection: Connection, choice: Choice) -> Chosen:
+    asked = {"ids": list(choice.ids), "reason": choice.reason, "gateway": choice.gateway}
+    row = connection.execute("WITH chosen AS (" + _CHOSEN + ")" + _SUM + "chosen", asked).fetchone()
+    return Chosen(*cast(tuple[int, int, int], row))
+
+
+def drop(connection: Connection, choice: Choice, *, because: str, by: str) -> Chosen:
+    """Give entries up: what they held is gone, who did it and why stays on record for as long as ``retention`` says."""
+    asked = {
+        "ids": list(choice.ids), "reason": choice.reason, "gateway": choice.gateway, "because": because, "by": by,
+    }  # fmt: skip
+    row = connection.execute(
+        "WITH chosen AS (" + _CHOSEN + "), gone AS (" + _DROP + ")" + _SUM + "gone", asked
+    ).fetchone()
+    return Chosen(*cast(tuple[int, int, int], row))

@@ -11,13 +11,15 @@ import psycopg
 from cloud.store.installations import Installations, load_installations
 from cloud.store.migrations import Connection
 from cloud.store.quarantine import write_set_aside
-from cloud.store.rows import Verdict, columns_of, judge, set_aside
-from cloud.store.samples import judge_events, keep_state, set_events_aside, store, write_events, write_rows
+from cloud.store.rows import Keep, Verdict, columns_of, judge, load_keep, set_aside
+from cloud.store.samples import judge_events, keep_state, make_ready, set_events_aside, store, write_events, write_rows
 from protocols.quantities import Kind
 from protocols.uplink import JSON, MSGPACK, Batch, PayloadError, decode_batch, split_topic
 
 # Reasons in the order of what a person can do about them; a registry import helps the first.
-REASONS: Final = ("unknown_meter", "impossible_value", "undecodable", "wrong_gateway", "wrong_topic", "not_storable")
+REASONS: Final = (
+    "unknown_meter", "impossible_value", "too_old", "undecodable", "wrong_gateway", "wrong_topic", "not_storable",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -36,6 +38,7 @@ def replay(connection: Connection, now: datetime, *, reason: str | None = None) 
     """
     done = Replayed()
     installations = load_installations(connection)
+    keep = load_keep(connection)
     last = 0
     while True:
         with connection.transaction():
@@ -43,6 +46,7 @@ def replay(connection: Connection, now: datetime, *, reason: str | None = None) 
                 """
                 SELECT quarantine_id, reason, topic, content_type, payload, row_values::text FROM quarantine
                 WHERE replayed_at IS NULL AND quarantine_id > %s AND (%s::text IS NULL OR reason = %s)
+                  AND num_nonnulls(payload, row_values) > 0
                 ORDER BY quarantine_id LIMIT 1 FOR UPDATE SKIP LOCKED
                 """,
                 [last, reason, reason],
@@ -57,20 +61,24 @@ def replay(connection: Connection, now: datetime, *, reason: str | None = None) 
                 with connection.transaction():
                     if document is not None:
                         batch = decode_batch(document.encode(), JSON)
-                        rows = _replay_rows(connection, batch, why, installations, now)
+                        rows = _replay_rows(connection, batch, why, installations, now, keep)
                     else:
                         batch = _open(topic, payload or b"", content_type or MSGPACK)
-                        rows = store(connection, [batch], installations, now).rows
+                        rows = store(connection, [batch], installations, now, keep).rows
             except (PayloadError, psycopg.DataError, psycopg.IntegrityError):
                 rows = None  # as bad as it was
             if rows is not None:
                 done.settled += 1
                 done.rows += rows
-                connection.execute("UPDATE quarantine SET replayed_at = now() WHERE quarantine_id = %s", [last])
+                connection.execute(
+                    "UPDATE quarantine SET replayed_at = now(), payload = NULL, row_values = NULL"
+                    " WHERE quarantine_id = %s",
+                    [last],
+                )
 
 
 def _replay_rows(
-    connection: Connection, batch: Batch, why: str, installations: Installations, now: datetime
+    connection: Connection, batch: Batch, why: str, installations: Installations, now: datetime, keep: Keep
 ) -> Counter[str] | None:
     """Rows stored by kind, None where all of them still wait for the same reason. Others are set aside anew."""
     entered = connection.execute(
@@ -83,19 +91,18 @@ def _replay_rows(
         good, bad = judge_events(batch, now)
         if not good:
             return None
-        write_events(connection, batch.gateway, good, installations, batch_id)
+        stored = write_events(connection, [(batch, good, batch_id)], installations)
         write_set_aside(connection, set_events_aside(batch, bad))
-        stored = len(good)
     else:
         columns = columns_of(batch.kind, [batch], installations)
-        verdicts = judge(columns, now)
+        verdicts = judge(columns, now, keep)
         good_rows = verdicts == Verdict.STORED
         if {Verdict(verdict).reason for verdict in np.unique(verdicts)} == {why}:
             return None
-        written = columns[good_rows]
-        stored = write_rows(connection, written, np.array([batch_id], np.int64))
-        keep_state(connection, [written])
-        write_set_aside(connection, set_aside(batch, columns, verdicts, now))
+        ready = make_ready(columns[good_rows])
+        stored = write_rows(connection, ready, np.array([batch_id], np.int64))
+        keep_state(connection, [ready])
+        write_set_aside(connection, set_aside(batch, columns, verdicts, now, keep))
     connection.execute(
         "UPDATE batch SET rows = rows + %s, quarantined = quarantined - %s WHERE batch_id = %s",
         [stored, stored, batch_id],

@@ -1,17 +1,18 @@
 """Rows of many batches as numpy columns, judged: what can be stored, and what is set aside and why."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.store.binary_copy import EPOCH_2000_US, Field, encode, instant
+from cloud.store.binary_copy import EPOCH_2000_US, Field, Stream, instant, stream
 from cloud.store.installations import UNKNOWN, Installations
+from cloud.store.migrations import Connection
 from protocols.quantities import ENERGY_NAMES, POWER_NAMES, Kind
 from protocols.uplink import COLUMN_TYPES, NULLABLE_INTEGERS, VERSION, Batch, from_us, to_us
 
@@ -19,6 +20,7 @@ AHEAD_MAX: Final = timedelta(days=1)  # a mark later than this is a wrong clock,
 METER_AT_MAX_US: Final = 7_258_118_400_000_000  # 2200: a meter's clock may be wrong, but it is a date
 FLOAT_MAX: Final = 1e30  # above this a float is a broken register, or infinite
 ROWS_SET_ASIDE_MAX: Final = 2_000  # in one quarantine entry, so that its document fits the contract's bound on bytes
+_NAN: Final = np.float32(np.nan).tobytes()
 
 
 class Verdict(IntEnum):
@@ -27,10 +29,22 @@ class Verdict(IntEnum):
     STORED = 0
     UNKNOWN_METER = 1
     IMPOSSIBLE_VALUE = 2
+    TOO_OLD = 3
 
     @property
     def reason(self) -> str:
         return self.name.lower()
+
+
+# How long samples of a kind are kept. What is older when it comes would be stored only to be removed.
+Keep = Mapping[Kind, timedelta]
+
+
+def load_keep(connection: Connection) -> Keep:
+    """From the table ``retention``; a kind that is kept for ever is not in it."""
+    found = connection.execute("SELECT data, keep FROM retention WHERE keep IS NOT NULL")
+    tables = {f"{kind.value}_sample": kind for kind in (Kind.ENERGY, Kind.POWER)}
+    return {tables[str(table)]: cast(timedelta, keep) for table, keep in found if table in tables}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,41 +77,49 @@ def names_of(kind: Kind) -> tuple[str, ...]:
 def columns_of(kind: Kind, batches: Sequence[Batch], installations: Installations) -> Columns:
     """All rows of ``batches``, which are of one kind; ``batch`` counts them from 0."""
     sizes = [batch.rows for batch in batches]
-    meter_id = [np.empty(0, np.int32)]
-    for batch in batches:
-        index = np.frombuffer(batch.columns["meter_index"], np.uint16)
-        meter_id.append(
-            installations.meter_ids(batch.gateway, batch.meters, index, np.frombuffer(batch.columns["at"], np.int64))
-        )
+    which = np.repeat(np.arange(len(batches)), sizes)
     values: dict[str, NDArray[Any]] = {}
     valid: dict[str, NDArray[np.bool_]] = {}
-    for name in ("at", "gateway_at", "meter_at", "quality", *names_of(kind)):
+    bits = _bit_of_each_row(np.array(sizes, np.int64), which)
+    for name in ("meter_index", "at", "gateway_at", "meter_at", "quality", *names_of(kind)):
         dtype = np.dtype(COLUMN_TYPES[name])
-        absent = np.nan if dtype.kind == "f" else 0
-        values[name] = np.concatenate(
-            [np.empty(0, dtype)]
-            + [
-                np.frombuffer(batch.columns[name], dtype)
-                if name in batch.columns
-                else np.full(batch.rows, absent, dtype)
-                for batch in batches
-            ]
-        )
+        absent = _NAN if dtype.kind == "f" else bytes(dtype.itemsize)
+        columns = [batch.columns.get(name) for batch in batches]
+        # One join for all batches: an array for each would cost more than the rows of a small one.
+        packed = [
+            absent * batch.rows if column is None else column for column, batch in zip(columns, batches, strict=True)
+        ]
+        values[name] = np.frombuffer(b"".join(packed), dtype)
         if name in NULLABLE_INTEGERS:
-            valid[name] = np.concatenate([np.empty(0, bool)] + [_valid(batch, name) for batch in batches])
-    return Columns(kind, np.repeat(np.arange(len(batches)), sizes), np.concatenate(meter_id), values, valid)
+            valid[name] = _valid(name, batches, columns, bits)
+    meter_id = installations.meter_ids(
+        [(batch.gateway, batch.meters) for batch in batches], which, values.pop("meter_index"), values["at"]
+    )
+    return Columns(kind, which, meter_id, values, valid)
 
 
-def _valid(batch: Batch, name: str) -> NDArray[np.bool_]:
-    if name not in batch.columns:
-        return np.zeros(batch.rows, bool)
-    bitmap = batch.valid.get(name)
-    if bitmap is None:
-        return np.ones(batch.rows, bool)
-    return np.unpackbits(np.frombuffer(bitmap, np.uint8), count=batch.rows, bitorder="little").view(bool)
+def _bit_of_each_row(sizes: NDArray[np.int64], which: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) where each row's bit is, when the bitmaps of all batches, which end at whole bytes, stand in a row."""
+    whole = (sizes + 7) // 8 * 8
+    start = np.cumsum(whole) - whole - (np.cumsum(sizes) - sizes)
+    return start[which] + np.arange(len(which))
 
 
-def judge(columns: Columns, now: datetime) -> NDArray[np.uint8]:
+def _valid(
+    name: str, batches: Sequence[Batch], columns: Sequence[bytes | None], bits: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    bitmaps = b"".join(
+        [
+            bytes((batch.rows + 7) // 8)
+            if column is None
+            else batch.valid.get(name) or b"\xff" * ((batch.rows + 7) // 8)
+            for column, batch in zip(columns, batches, strict=True)
+        ]
+    )
+    return np.unpackbits(np.frombuffer(bitmaps, np.uint8), bitorder="little").view(bool)[bits]
+
+
+def judge(columns: Columns, now: datetime, keep: Keep) -> NDArray[np.uint8]:
     """(N,) Verdict of each row. An unknown meter goes first: its values are judged when it is replayed."""
     impossible = ~possible(columns.values["at"], now) | ~possible(columns.values["gateway_at"], now)
     meter_at = columns.values["meter_at"]
@@ -109,11 +131,12 @@ def judge(columns: Columns, now: datetime) -> NDArray[np.uint8]:
             impossible |= columns.valid[name] & (values < 0)  # a register counts up from 0
         else:
             impossible |= np.abs(values) > FLOAT_MAX
-    return np.where(
-        columns.meter_id == UNKNOWN,
-        np.uint8(Verdict.UNKNOWN_METER),
-        np.where(impossible, np.uint8(Verdict.IMPOSSIBLE_VALUE), np.uint8(Verdict.STORED)),
-    )
+    verdicts = np.full(len(columns), Verdict.STORED, np.uint8)
+    if columns.kind in keep:
+        verdicts[columns.values["at"] < to_us(now - keep[columns.kind])] = Verdict.TOO_OLD
+    verdicts[impossible] = Verdict.IMPOSSIBLE_VALUE
+    verdicts[columns.meter_id == UNKNOWN] = Verdict.UNKNOWN_METER
+    return verdicts
 
 
 def possible(at_us: NDArray[np.int64], now: datetime) -> NDArray[np.bool_]:
@@ -121,8 +144,8 @@ def possible(at_us: NDArray[np.int64], now: datetime) -> NDArray[np.bool_]:
     return (at_us >= EPOCH_2000_US) & (at_us <= to_us(now + AHEAD_MAX))
 
 
-def copy_stream(columns: Columns, batch_id: NDArray[np.int64]) -> bytes:
-    """Binary COPY of all rows. batch_id: (B,) the ledger's number of each batch."""
+def sample_stream(columns: Columns) -> Stream:
+    """All rows for COPY. Their last field, the number the ledger gives their batch, is still to be filled in."""
     fields = [
         Field(columns.meter_id, ">i4"),
         instant(columns.values["at"]),
@@ -136,8 +159,8 @@ def copy_stream(columns: Columns, batch_id: NDArray[np.int64]) -> bytes:
             fields.append(Field(values, ">i8", columns.valid[name]))
         else:
             fields.append(Field(values, ">f4", ~np.isnan(values)))
-    fields.append(Field(batch_id[columns.batch], ">i8"))
-    return encode(fields)
+    fields.append(Field(columns.batch, ">i8"))
+    return stream(fields)
 
 
 # ---- rows set aside --------------------------------------------------------------------------------------------------
@@ -154,21 +177,28 @@ class SetAside:
     document: bytes
 
 
-def set_aside(batch: Batch, columns: Columns, verdicts: NDArray[np.uint8], now: datetime) -> list[SetAside]:
+def set_aside(batch: Batch, columns: Columns, verdicts: NDArray[np.uint8], now: datetime, keep: Keep) -> list[SetAside]:
     """The rows of ``batch`` that cannot be stored. columns, verdicts: all N rows of this batch."""
     index = np.frombuffer(batch.columns["meter_index"], np.uint16)
     found = []
-    for reason in (Verdict.UNKNOWN_METER, Verdict.IMPOSSIBLE_VALUE):
+    for reason in (Verdict.UNKNOWN_METER, Verdict.IMPOSSIBLE_VALUE, Verdict.TOO_OLD):
         rows = np.flatnonzero(verdicts == reason)
         for first in range(0, len(rows), ROWS_SET_ASIDE_MAX):
             some = rows[first : first + ROWS_SET_ASIDE_MAX]
             names, local = np.unique(index[some], return_inverse=True)
             meters = [batch.meters[i] for i in names]
-            detail = (
-                f"{batch.gateway}: {_few(meters)} not in the registry at that time; `gridloom registry import` it"
-                if reason is Verdict.UNKNOWN_METER
-                else f"{batch.gateway} {batch.meters[index[some[0]]]}: {_explain(columns, int(some[0]), now)}"
-            )
+            detail = f"{batch.gateway} {batch.meters[index[some[0]]]}: "
+            if reason is Verdict.UNKNOWN_METER:
+                detail = (
+                    f"{batch.gateway}: {_few(meters)} not in the registry at that time; `gridloom registry import` it"
+                )
+            elif reason is Verdict.TOO_OLD:
+                detail += (
+                    f"at is {_date(columns.values['at'][some[0]])}; {batch.kind.value} samples are kept for"
+                    f" {keep[batch.kind].days} days, see the table retention"
+                )
+            else:
+                detail += _explain(columns, int(some[0]), now)
             listed: dict[str, list[Any]] = {"meter_index": local.tolist()}
             for name in columns.values:
                 listed[name] = _listed(columns, name, some)

@@ -1,11 +1,12 @@
 """Batches into the store: the ledger, the samples and all that hangs on them, in one transaction.
 
-Nothing here commits: whoever calls says what one transaction holds.
+Nothing here commits: whoever calls says what one transaction holds. ``prepare`` does all that needs no database, so
+that it can be done for the next transaction while the last one is being written.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, LiteralString, cast
 
@@ -14,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg.types.json import Jsonb
 
+from cloud.store.binary_copy import NEVER_US, Field, Float8s, Instants, Int4s, Int8s, Stream, instant, stream
 from cloud.store.installations import Installations
 from cloud.store.migrations import Connection
 from cloud.store.quarantine import write_set_aside
-from cloud.store.rows import Columns, SetAside, Verdict, columns_of, copy_stream, judge, possible, set_aside
+from cloud.store.rows import Columns, Keep, SetAside, Verdict, columns_of, judge, possible, sample_stream, set_aside
 from protocols.quantities import Kind, Quality
 from protocols.uplink import VERSION, Batch, Event, Status, from_us
 
@@ -30,6 +32,10 @@ _COPY: Final[Mapping[Kind, LiteralString]] = {
     " voltage_l1_v, voltage_l2_v, voltage_l3_v, current_l1_a, current_l2_a, current_l3_a, power_factor, frequency_hz,"
     " batch_id) FROM STDIN (FORMAT BINARY)",
 }
+
+
+_HOUR_US: Final = 3_600_000_000
+_NOTHING_KEPT: Final[Keep] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,72 +52,150 @@ def key_of(batch: Batch) -> Key:
     return batch.gateway, batch.epoch, batch.seq
 
 
-def store(connection: Connection, batches: Sequence[Batch], installations: Installations, now: datetime) -> Stored:
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Samples of one kind as the statements take them; only their batches' numbers are missing."""
+
+    columns: Columns
+    stream: Stream
+    dirty: Stream | None  # of energy: rows of dirty_range
+    hours: tuple[list[datetime], list[str]] | None  # of power: rows of dirty_hour
+    last: NDArray[np.intp]  # the latest row of each meter, by meter
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """All samples of one kind, judged; ``ready`` are those that can be stored, if the ledger knows no batch of them."""
+
+    batches: Sequence[Batch]
+    columns: Columns
+    verdicts: NDArray[np.uint8]
+    ready: Ready
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What one transaction is to write. ``held``: batches that are left out, because of their quarantine's bound."""
+
+    batches: Sequence[Batch]
+    held: Collection[Key]
+    installations: Installations
+    now: datetime
+    keep: Keep
+    samples: Sequence[Samples]
+    events: Mapping[Key, tuple[list[Event], list[Event]]]  # possible, impossible
+    quarantined: Mapping[Key, int]  # rows
+
+
+def store(
+    connection: Connection,
+    batches: Sequence[Batch],
+    installations: Installations,
+    now: datetime,
+    keep: Keep = _NOTHING_KEPT,
+) -> Stored:
     """Store each batch that the ledger does not hold yet; set aside what cannot be stored.
 
     ``batches``: each key at most once. Rows of a batch are stored once, however often it comes.
     """
-    kinds = {
-        kind: [batch for batch in batches if batch.kind is kind] for kind in (Kind.ENERGY, Kind.POWER, Kind.EVENTS)
-    }
-    judged: dict[Kind, tuple[Columns, NDArray[np.uint8]]] = {}
+    return write(connection, prepare(batches, installations, now, keep))
+
+
+def prepare(
+    batches: Sequence[Batch],
+    installations: Installations,
+    now: datetime,
+    keep: Keep = _NOTHING_KEPT,
+    *,
+    full: Collection[str] = (),
+) -> Prepared:
+    """All of ``store`` but the database. ``full``: gateways for which nothing more is set aside; their batches with
+    rows that cannot be stored are left out."""
+    samples = []
     quarantined: dict[Key, int] = {}
     for kind in (Kind.ENERGY, Kind.POWER):
-        columns = columns_of(kind, kinds[kind], installations)
-        verdicts = judge(columns, now)
-        judged[kind] = columns, verdicts
-        bad = np.bincount(columns.batch, verdicts != Verdict.STORED, minlength=len(kinds[kind])).astype(int)
-        quarantined.update(zip(map(key_of, kinds[kind]), bad.tolist(), strict=True))
-    events = {key_of(batch): judge_events(batch, now) for batch in kinds[Kind.EVENTS]}
-    quarantined.update({key: len(bad) for key, (_, bad) in events.items()})
+        own = [batch for batch in batches if batch.kind is kind]
+        columns = columns_of(kind, own, installations)
+        verdicts = judge(columns, now, keep)
+        good = verdicts == Verdict.STORED
+        if good.all():
+            quarantined.update(dict.fromkeys(map(key_of, own), 0))
+        else:
+            bad = np.bincount(columns.batch, ~good, minlength=len(own)).astype(int)
+            quarantined.update(zip(map(key_of, own), bad.tolist(), strict=True))
+        samples.append(Samples(own, columns, verdicts, make_ready(columns if good.all() else columns[good])))
+    events = {key_of(batch): judge_events(batch, now) for batch in batches if batch.kind is Kind.EVENTS}
+    quarantined.update({key: len(bad_events) for key, (_, bad_events) in events.items()})
+    held = {key for key, bad_rows in quarantined.items() if bad_rows and key[0] in full} if full else set()
+    if held:
+        rest = prepare([batch for batch in batches if key_of(batch) not in held], installations, now, keep)
+        return replace(rest, held=held)
+    return Prepared(batches, (), installations, now, keep, samples, events, quarantined)
 
-    batch_ids = _enter(connection, batches, quarantined)
+
+def write(connection: Connection, prepared: Prepared) -> Stored:
+    """The statements of ``store``, within the caller's transaction."""
+    batch_ids = _enter(connection, prepared)
     rows: Counter[str] = Counter()
     aside: list[SetAside] = []
-    written: list[Columns] = []
-    for kind, (columns, verdicts) in judged.items():
-        numbers = np.array([batch_ids.get(key_of(batch), 0) for batch in kinds[kind]], np.int64)
-        new = numbers[columns.batch] > 0
-        for i in np.unique(columns.batch[new & (verdicts != Verdict.STORED)]):
-            own = columns.batch == i
-            aside += set_aside(kinds[kind][i], columns[own], verdicts[own], now)
-        written.append(columns[new & (verdicts == Verdict.STORED)])
-        rows[kind.value] += write_rows(connection, written[-1], numbers)
-    for batch in kinds[Kind.EVENTS]:
-        if key_of(batch) in batch_ids:
-            good, bad_events = events[key_of(batch)]
-            write_events(connection, batch.gateway, good, installations, batch_ids[key_of(batch)])
-            rows[Kind.EVENTS.value] += len(good)
+    written: list[Ready] = []
+    for samples in prepared.samples:
+        numbers = np.array([batch_ids.get(key_of(batch), 0) for batch in samples.batches], np.int64)
+        new = numbers[samples.columns.batch] > 0
+        good = samples.verdicts == Verdict.STORED
+        for i in np.unique(samples.columns.batch[new & ~good]):
+            own = samples.columns.batch == i
+            aside += set_aside(
+                samples.batches[i], samples.columns[own], samples.verdicts[own], prepared.now, prepared.keep
+            )
+        ready = samples.ready if numbers.all() else make_ready(samples.columns[new & good])
+        rows[samples.columns.kind.value] += write_rows(connection, ready, numbers)
+        written.append(ready)
+    told = []
+    for batch in prepared.batches:
+        if batch.kind is Kind.EVENTS and key_of(batch) in batch_ids:
+            good_events, bad_events = prepared.events[key_of(batch)]
+            told.append((batch, good_events, batch_ids[key_of(batch)]))
             aside += set_events_aside(batch, bad_events)
+    if told:
+        rows[Kind.EVENTS.value] += write_events(connection, told, prepared.installations)
     keep_state(connection, written)
     write_set_aside(connection, aside)
     reasons: Counter[str] = Counter()
     for one in aside:
         reasons[one.reason.reason] += one.rows
-    return Stored(len(batch_ids), len(batches) - len(batch_ids), rows, reasons)
+    return Stored(len(batch_ids), len(prepared.batches) - len(batch_ids), rows, reasons)
 
 
-def _enter(connection: Connection, batches: Sequence[Batch], quarantined: Mapping[Key, int]) -> dict[Key, int]:
+def _enter(connection: Connection, prepared: Prepared) -> dict[Key, int]:
     """Write batches into the ledger; the numbers of those it did not hold."""
-    if not batches:
+    if not prepared.batches:
         return {}
+    # Before the next statement looks: while the ledger is compacted, it would see neither a batch nor its range.
+    connection.execute("LOCK TABLE batch IN ROW EXCLUSIVE MODE")
     # Sorted, so that two ingestors with the same batches wait for each other instead of deadlocking.
-    ordered = sorted(batches, key=key_of)
-    aside = [quarantined[key_of(batch)] for batch in ordered]
+    ordered = sorted(prepared.batches, key=key_of)
+    aside = [prepared.quarantined[key_of(batch)] for batch in ordered]
     entered = connection.execute(
         """
         INSERT INTO batch (gateway, epoch, seq, kind, rows, quarantined, sent_at)
-        SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::text[], %s::int[], %s::int[], %s::timestamptz[])
+        SELECT gateway, epoch, seq, kind, rows, quarantined, sent_at
+        FROM unnest(%s::text[], %s::text[], %s, %s::text[], %s, %s, %s)
+            WITH ORDINALITY AS told (gateway, epoch, seq, kind, rows, quarantined, sent_at, place)
+        WHERE NOT EXISTS (
+            SELECT FROM batch_range held
+            WHERE (held.gateway, held.epoch) = (told.gateway, told.epoch) AND held.seqs @> told.seq)
+        ORDER BY place
         ON CONFLICT DO NOTHING RETURNING gateway, epoch, seq, batch_id
         """,
         [
             [batch.gateway for batch in ordered],
             [batch.epoch for batch in ordered],
-            [batch.seq for batch in ordered],
+            Int8s(np.array([batch.seq for batch in ordered], np.int64)),
             [batch.kind.value for batch in ordered],
-            [batch.rows - bad for batch, bad in zip(ordered, aside, strict=True)],
-            aside,
-            [from_us(batch.sent_at) for batch in ordered],
+            Int4s(np.array([batch.rows - bad for batch, bad in zip(ordered, aside, strict=True)])),
+            Int4s(np.array(aside)),
+            Instants(np.array([batch.sent_at for batch in ordered], np.int64)),
         ],
     )
     return {
@@ -120,79 +204,124 @@ def _enter(connection: Connection, batches: Sequence[Batch], quarantined: Mappin
     }
 
 
+def entered(connection: Connection, keys: Collection[Key]) -> set[Key]:
+    """Those of ``keys`` that the ledger holds."""
+    if not keys:
+        return set()
+    found = connection.execute(
+        """
+        SELECT gateway, epoch, seq FROM unnest(%s::text[], %s::text[], %s::bigint[]) AS told (gateway, epoch, seq)
+        WHERE EXISTS (SELECT FROM batch b WHERE (b.gateway, b.epoch, b.seq) = (told.gateway, told.epoch, told.seq))
+           OR EXISTS (SELECT FROM batch_range r
+                      WHERE (r.gateway, r.epoch) = (told.gateway, told.epoch) AND r.seqs @> told.seq)
+        """,
+        [[gateway for gateway, _, _ in keys], [epoch for _, epoch, _ in keys], [seq for _, _, seq in keys]],
+    )
+    return set(cast(Iterable[Key], found))
+
+
 # ---- samples and what ingest keeps up to date from them --------------------------------------------------------------
 
 
-def write_rows(connection: Connection, columns: Columns, batch_id: NDArray[np.int64]) -> int:
-    """Append rows that may be stored; returns how many. batch_id: (B,) the ledger's number of each batch."""
-    if not len(columns):
-        return 0
-    with connection.cursor().copy(_COPY[columns.kind]) as copy:
-        copy.write(copy_stream(columns, batch_id))
-    if columns.kind is Kind.ENERGY:
-        _mark_dirty(connection, columns)
-    return len(columns)
-
-
-def _mark_dirty(connection: Connection, columns: Columns) -> None:
-    """One range per batch and meter: merged over a whole transaction, backfill and live data would make long ones."""
-    order = np.lexsort((columns.values["at"], columns.meter_id, columns.batch))
-    meter_id, batch, at = columns.meter_id[order], columns.batch[order], columns.values["at"][order]
-    first = np.flatnonzero(np.r_[True, (meter_id[1:] != meter_id[:-1]) | (batch[1:] != batch[:-1])])
-    last = np.r_[first[1:], len(order)] - 1
-    connection.execute(
-        "INSERT INTO dirty_range (meter_id, from_at, to_at)"
-        " SELECT * FROM unnest(%s::int[], %s::timestamptz[], %s::timestamptz[])",
-        [meter_id[first].tolist(), list(map(from_us, at[first].tolist())), list(map(from_us, at[last].tolist()))],
+def make_ready(columns: Columns) -> Ready:
+    """Rows that may be stored, encoded."""
+    order = np.lexsort((columns.values["at"], columns.meter_id))
+    meter_id, at = columns.meter_id[order], columns.values["at"][order]
+    ends = np.r_[meter_id[1:] != meter_id[:-1], np.ones(min(1, len(order)), bool)]
+    energy = columns.kind is Kind.ENERGY
+    return Ready(
+        columns,
+        sample_stream(columns),
+        _dirty_ranges(meter_id, at) if energy else None,
+        None if energy else _dirty_hours(columns),
+        order[np.flatnonzero(ends)],
     )
 
 
-def _last_of_each(meter_id: NDArray[np.int32], at_us: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Positions of the latest row of each meter, by meter."""
-    order = np.lexsort((at_us, meter_id))
-    ends = np.r_[meter_id[order][1:] != meter_id[order][:-1], np.ones(min(1, len(order)), bool)]
-    return order[np.flatnonzero(ends)]
+def _dirty_ranges(meter_id: NDArray[np.int32], at: NDArray[np.int64]) -> Stream:
+    """By meter and time. Marks further apart than an hour make two ranges: merged, a backfill and the live data would
+    make a long one."""
+    new = (meter_id[1:] != meter_id[:-1]) | (at[1:] - at[:-1] > _HOUR_US)
+    first = np.flatnonzero(np.r_[np.ones(min(1, len(at)), bool), new])
+    last = np.r_[first[1:], len(at)][: len(first)] - 1
+    return stream([Field(meter_id[first], ">i4"), instant(at[first]), instant(at[last])])
 
 
-def keep_state(connection: Connection, written: Sequence[Columns]) -> None:
+def _dirty_hours(columns: Columns) -> tuple[list[datetime], list[str]]:
+    """Hours whose power rollups are behind: one row for an hour and all its meters. The array goes as text, since an
+    adapted list costs as much as the sample itself."""
+    pairs = np.unique(columns.values["at"] // _HOUR_US << 32 | columns.meter_id)
+    hour, meter_id = pairs >> 32, pairs & 0xFFFF_FFFF
+    first = np.flatnonzero(np.r_[np.ones(min(1, len(hour)), bool), hour[1:] != hour[:-1]])
+    return (
+        list(map(from_us, (hour[first] * _HOUR_US).tolist())),
+        ["{" + ",".join(map(str, meters.tolist())) + "}" for meters in np.split(meter_id, first[1:])][: len(first)],
+    )
+
+
+def write_rows(connection: Connection, ready: Ready, batch_id: NDArray[np.int64]) -> int:
+    """Append rows; returns how many. batch_id: (B,) the ledger's number of each batch."""
+    if not len(ready.columns):
+        return 0
+    ready.stream.fill_last(batch_id[ready.columns.batch])
+    cursor = connection.cursor()
+    with cursor.copy(_COPY[ready.columns.kind]) as copy:
+        ready.stream.write(copy)
+    if ready.dirty is not None:
+        with cursor.copy("COPY dirty_range (meter_id, from_at, to_at) FROM STDIN (FORMAT BINARY)") as copy:
+            ready.dirty.write(copy)
+    if ready.hours is not None:
+        cursor.execute(
+            "INSERT INTO dirty_hour SELECT start, meter_ids::integer[]"
+            " FROM unnest(%s::timestamptz[], %s::text[]) AS hour (start, meter_ids)",
+            ready.hours,
+        )
+    return len(ready.columns)
+
+
+def keep_state(connection: Connection, written: Sequence[Ready]) -> None:
     """The last word of each meter, from rows just written; once per transaction and by meter, so that ingestors that
     share meters take the locks in the same order."""
-    latest = [(columns, _last_of_each(columns.meter_id, columns.values["at"])) for columns in written]
-    connection.execute(
-        """
-        INSERT INTO meter_state AS held (meter_id, last_energy_at, last_power_at)
-        SELECT meter_id, max(at) FILTER (WHERE kind = 'energy'), max(at) FILTER (WHERE kind = 'power')
-        FROM unnest(%s::int[], %s::timestamptz[], %s::text[]) AS told (meter_id, at, kind)
-        GROUP BY meter_id ORDER BY meter_id
-        ON CONFLICT (meter_id) DO UPDATE SET
-            last_energy_at = greatest(held.last_energy_at, excluded.last_energy_at),
-            last_power_at = greatest(held.last_power_at, excluded.last_power_at)
-        """,
-        [
-            [meter_id for columns, last in latest for meter_id in columns.meter_id[last].tolist()],
-            [from_us(us) for columns, last in latest for us in columns.values["at"][last].tolist()],
-            [columns.kind.value for columns, last in latest for _ in last],
-        ],
-    )
-    for columns in written:
+    told = [ready.columns.meter_id[ready.last] for ready in written]
+    meter_id = np.unique(np.concatenate([np.empty(0, np.int32), *told]))
+    if not len(meter_id):
+        return
+    at = {kind: np.full(len(meter_id), NEVER_US, np.int64) for kind in (Kind.ENERGY, Kind.POWER)}
+    offset_s = np.zeros(len(meter_id))
+    read_at = np.full(len(meter_id), NEVER_US, np.int64)
+    for ready, own in zip(written, told, strict=True):
+        columns = ready.columns
+        at[columns.kind][np.searchsorted(meter_id, own)] = columns.values["at"][ready.last]
         if columns.kind is Kind.ENERGY:
             continue  # the meter's time in an energy row is its record's, frozen at the mark
         # A backfilled row was read long after the meter's time was written down: it says nothing about the clock.
-        told = columns[columns.valid["meter_at"] & (columns.values["quality"] & Quality.BACKFILLED == 0)]
-        last = _last_of_each(told.meter_id, told.values["gateway_at"])
-        offset_s = (told.values["meter_at"] - told.values["gateway_at"])[last] / 1e6
-        connection.execute(
-            """
-            UPDATE meter_state held SET clock_offset_s = told.offset_s, clock_read_at = told.read_at
-            FROM unnest(%s::int[], %s::float8[], %s::timestamptz[]) AS told (meter_id, offset_s, read_at)
-            WHERE held.meter_id = told.meter_id AND told.read_at >= coalesce(held.clock_read_at, '-infinity')
-            """,
-            [
-                told.meter_id[last].tolist(),
-                offset_s.tolist(),
-                list(map(from_us, told.values["gateway_at"][last].tolist())),
-            ],
-        )
+        tells = columns.valid["meter_at"] & (columns.values["quality"] & Quality.BACKFILLED == 0)
+        clock = np.flatnonzero(tells)
+        clock = clock[np.lexsort((columns.values["gateway_at"][clock], columns.meter_id[clock]))]
+        place = np.searchsorted(meter_id, columns.meter_id[clock])  # of equal places the last, the newest, stays
+        read_at[place] = columns.values["gateway_at"][clock]
+        offset_s[place] = (columns.values["meter_at"] - columns.values["gateway_at"])[clock] / 1e6
+    connection.execute(
+        """
+        INSERT INTO meter_state AS held (meter_id, last_energy_at, last_power_at, clock_offset_s, clock_read_at)
+        SELECT meter_id, nullif(energy_at, '-infinity'), nullif(power_at, '-infinity'),
+               CASE WHEN read_at > '-infinity' THEN offset_s END, nullif(read_at, '-infinity')
+        FROM unnest(%s, %s, %s, %s, %s) AS told (meter_id, energy_at, power_at, offset_s, read_at)
+        ON CONFLICT (meter_id) DO UPDATE SET
+            last_energy_at = greatest(held.last_energy_at, excluded.last_energy_at),
+            last_power_at = greatest(held.last_power_at, excluded.last_power_at),
+            clock_offset_s = CASE WHEN excluded.clock_read_at >= coalesce(held.clock_read_at, '-infinity')
+                THEN excluded.clock_offset_s ELSE held.clock_offset_s END,
+            clock_read_at = greatest(held.clock_read_at, excluded.clock_read_at)
+        """,
+        [
+            Int4s(meter_id),
+            Instants(at[Kind.ENERGY]),
+            Instants(at[Kind.POWER]),
+            Float8s(offset_s),
+            Instants(read_at),
+        ],
+    )
 
 
 # ---- events and status -----------------------------------------------------------------------------------------------
@@ -210,35 +339,38 @@ def judge_events(batch: Batch, now: datetime) -> tuple[list[Event], list[Event]]
 
 
 def write_events(
-    connection: Connection, gateway: str, events: Sequence[Event], installations: Installations, batch_id: int
-) -> None:
-    named = tuple(dict.fromkeys(event.meter for event in events if event.meter is not None))
-    index = {name: i for i, name in enumerate(named)}
-    told = [event for event in events if event.meter is not None]
+    connection: Connection, told: Sequence[tuple[Batch, Sequence[Event], int]], installations: Installations
+) -> int:
+    """Append events of batches, each with its number in the ledger; returns how many."""
+    events = [(batch.gateway, event, batch_id) for batch, own, batch_id in told for event in own]
+    if not events:
+        return 0
+    at = np.array([event.at for _, event, _ in events], np.int64)
+    # An event of a meter that is not in the registry is an event all the same.
     meter_ids = installations.meter_ids(
-        gateway,
-        named,
-        np.array([index[event.meter or ""] for event in told], np.uint16),
-        np.array([event.at for event in told], np.int64),
+        [(gateway, (event.meter or "",)) for gateway, event, _ in events],
+        np.arange(len(events)),
+        np.zeros(len(events), np.uint16),
+        at,
     )
-    found = iter(meter_ids.tolist())
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO event (gateway, meter_id, meter, at, kind, detail, batch_id) VALUES (%s,%s,%s,%s,%s,%s,%s)",
-            [
-                (
-                    gateway,
-                    # An event of a meter that is not in the registry is an event all the same.
-                    None if event.meter is None else next(found) or None,
-                    event.meter,
-                    from_us(event.at),
-                    event.kind,
-                    Jsonb(event.detail, dumps=lambda detail: msgspec.json.encode(detail).decode()),
-                    batch_id,
-                )
-                for event in events
-            ],
-        )
+    connection.execute(
+        """
+        INSERT INTO event (gateway, meter_id, meter, at, kind, detail, batch_id)
+        SELECT gateway, nullif(meter_id, 0), meter, at, kind, detail::jsonb, batch_id
+        FROM unnest(%s::text[], %s, %s::text[], %s, %s::text[], %s::text[], %s)
+            AS told (gateway, meter_id, meter, at, kind, detail, batch_id)
+        """,
+        [
+            [gateway for gateway, _, _ in events],
+            Int4s(meter_ids),
+            [event.meter for _, event, _ in events],
+            Instants(at),
+            [event.kind for _, event, _ in events],
+            [msgspec.json.encode(event.detail).decode() for _, event, _ in events],
+            Int8s(np.array([batch_id for _, _, batch_id in events], np.int64)),
+        ],
+    )
+    return len(events)
 
 
 def set_events_aside(batch: Batch, events: list[Event]) -> list[SetAside]:
