@@ -1,6 +1,6 @@
 """What each gateway of a chaos run collected and was promised: one line of text each, written before anything else.
 
-A line is one ``write``, so a SIGKILL leaves it whole or not there at all.
+A SIGKILL leaves a line whole, or without its end where a page ends; that is cut off at the next start.
 """
 
 import os
@@ -12,7 +12,8 @@ class Witness:
     """A gateway's pen. ``begin`` is written before the queue commits, ``promised`` before it deletes."""
 
     def __init__(self, path: Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        os.truncate(self._file, path.read_bytes().rfind(b"\n") + 1)
 
     def open(self, epoch: str, seq: int) -> None:
         self._write("open", epoch, seq)
@@ -79,11 +80,11 @@ class Account:
             return
         with self.path.open("rb") as file:
             file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return  # it is just being written
-                self._take(line.decode().split())
-                self._offset += len(line)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]  # the last line may just be being written
+        for line in whole.splitlines():
+            self._take(line.decode().split())
+        self._offset += len(whole)
 
     def _take(self, words: list[str]) -> None:
         match words:
