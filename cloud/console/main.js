@@ -10,6 +10,7 @@ const POLL_MS = 3000;
 const STALE_MS = 30_000; // ask for everything this often, whatever the line says
 const HORIZON_MS = 24 * 3_600_000;
 const DAY_MS = 86_400_000;
+const STRIP_DAYS = 14;
 
 const choice = { series: "substation:S1", days: "1", losses: "7", alerts: "open" };
 let heard = null; // the newest status, and when it came: {status, at: performance.now()}
@@ -29,7 +30,7 @@ async function fetchDetails(status) {
   const from = new Date(now - days * DAY_MS).toISOString();
   const to = new Date(+now + HORIZON_MS).toISOString();
   if (registry?.points.length !== status.points) registry = await ask("/v1/registry");
-  const [loads, forecasts, losses, alerts, dr, collected, gateways, accuracy] = await Promise.all([
+  const [loads, forecasts, losses, alerts, dr, collected, gateways, accuracy, daily, gaps] = await Promise.all([
     ask("/v1/loads", { series: choice.series, from, to: now.toISOString() }),
     ask("/v1/forecasts", { series: choice.series, from, to }),
     ask("/v1/losses", { from: businessDay(now, -Number(choice.losses)), to: businessDay(now) }),
@@ -38,8 +39,10 @@ async function fetchDetails(status) {
     ask("/v1/completeness", { by: "area" }),
     ask("/v1/gateways"),
     ask("/v1/forecasts/accuracy"),
+    ask("/v1/completeness", { by: "area", daily: true, from: businessDay(now, 1 - STRIP_DAYS) }),
+    ask("/v1/completeness/gaps", { from: businessDay(now, 1 - STRIP_DAYS), limit: 1000 }),
   ]);
-  return { loads, forecasts, losses, alerts, dr, collected, gateways, accuracy, days, revision: status.revision };
+  return { loads, forecasts, losses, alerts, dr, collected, gateways, accuracy, daily, gaps, days, revision: status.revision };
 }
 
 async function poll() {
@@ -116,6 +119,8 @@ function show(rebuild = false) {
   views.alerts(known.alerts.alerts, choice.alerts === "open", now);
   views.losses(known.losses.totals, (area) => choose("series", `area:${area}`));
   views.demandResponse(known.dr, registry, now);
+  views.strip(known.daily, registry, Array.from({ length: STRIP_DAYS }, (_, i) => businessDay(now, 1 - STRIP_DAYS + i)));
+  views.gaps(known.gaps, now);
   if (document.activeElement !== byId("series")) views.seriesChooser(registry, choice.series);
   views.segments("range", { 1: text("day1"), 3: text("day3"), 7: text("day7") }, choice.days, (days) => choose("days", days));
   views.segments("loss-range", { 1: text("yesterday"), 7: text("days7"), 35: text("days35") }, choice.losses, (days) => choose("losses", days));

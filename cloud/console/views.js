@@ -1,7 +1,7 @@
 // One function per view: what the API said goes in, elements come out. None of them asks or remembers anything.
 
 import {
-  byId, clockTime, completeness, dayName, dayTime, distance, element, icon, kilowattHours, kilowatts, minuteTime, number, percent,
+  byId, clockTime, completeness, dayName, dayTime, distance, element, icon, kilowattHours, kilowatts, minuteTime, number, percent, shortDay,
 } from "./format.js";
 import { language, text } from "./strings.js";
 
@@ -49,7 +49,7 @@ export function collected(total, groups, registry, gateways, status) {
   const notes = total.expected
     ? [text("intervalsOf", { received: number(total.received), expected: number(total.expected) }), text("pointsOf", { points: number(status.points) })]
     : [text("waitCompleteness")];
-  if (status.backfill_left) notes.push(text("backfilling", { left: number(status.backfill_left) }));
+  if (status.backfill_left) notes.push(text("toFetch", { left: number(status.backfill_left) }));
   byId("completeness-note").replaceChildren(...notes.map((note) => element("span", {}, note)));
   byId("completeness-areas").replaceChildren(...registry.areas.map((area) => {
     const group = groups.find((row) => row.area === area.area);
@@ -182,6 +182,76 @@ export function demandResponse(answer, registry, now) {
       saved));
   });
   fill("dr-list", rows, text("emptyDr"));
+}
+
+// Shades are steps, and the number stands in the cell: nobody has to tell two reds apart.
+const shade = (share) => (share === null ? "none" : share >= 0.9999 ? "full" : share >= 0.98 ? "most" : share >= 0.9 ? "some" : "few");
+
+/** One row of days for each area; what is missing is the number in the cell. */
+export function strip(answer, registry, days) {
+  const cells = new Map(answer.groups.map((row) => [`${row.area} ${row.day}`, row]));
+  const name = (day) => shortDay(new Date(`${day}T12:00:00Z`));
+  const cell = (area, day) => {
+    const row = cells.get(`${area.area} ${day}`);
+    const share = row?.completeness ?? null;
+    const lost = row ? row.expected - row.received : 0;
+    const why = (row?.missing ?? []).map((one) => `${text(one.reason)} ${number(one.intervals)}`).join(", ");
+    const shown = lost === 0 ? "" : lost < 1000 ? number(lost) : `${number(lost / 1000)}k`;
+    return element("td", { className: shade(share), title: `${area.area} ${name(day)}: ${share === null ? text("noState") : completeness(share)}${why ? ` · ${why}` : ""}` }, shown);
+  };
+  byId("strips").hidden = answer.total.expected === 0;
+  byId("strip").replaceChildren(
+    element("caption", { className: "hidden" }, text("stripCaption")),
+    element("thead", {}, element("tr", {}, element("th", { scope: "col" }, text("area")),
+      ...days.map((day) => element("th", { scope: "col", title: name(day) }, String(Number(day.slice(8))))))),
+    element("tbody", {}, ...registry.areas.map((area) => element("tr", {},
+      element("th", { scope: "row", title: localized(area, "name") }, area.area, element("small", {}, localized(area, "name"))),
+      ...days.map((day) => cell(area, day))))));
+  byId("strip-keys").replaceChildren(...[["full", "100 %"], ["most", "≥ 98 %"], ["some", "≥ 90 %"], ["few", "< 90 %"], ["none", text("notExpected")]]
+    .map(([kind, label]) => element("li", {}, element("i", { className: `area ${kind}` }), label)));
+  byId("gaps-total").textContent = answer.total.expected ? text("missingOf", { n: number(answer.total.expected - answer.total.received), days: days.length }) : "";
+}
+
+const GAP_MARKS = { gateway_offline: ["critical"], meter_silent: ["critical"], backfilling: ["wait", "info"], not_in_memory: ["off", "muted"], meter_refuses: ["off", "muted"] };
+const GAPS_SHOWN = 12;
+
+/** The same gap of many points of a gateway is one line: what is wrong is the gateway. The most missing first. */
+export function gaps(answer, now) {
+  const groups = new Map();
+  for (const gap of answer.gaps) {
+    const key = [gap.gateway, gap.start, gap.end, gap.reason].join(" ");
+    if (!groups.has(key)) groups.set(key, []);
+    groups.get(key).push(gap);
+  }
+  const missing = (group) => group.reduce((sum, gap) => sum + gap.intervals, 0);
+  const sorted = [...groups.values()].sort((a, b) => missing(b) - missing(a));
+  const rows = sorted.slice(0, GAPS_SHOWN).map((group) => {
+    const [gap] = group;
+    const [start, end] = [new Date(gap.start), new Date(gap.end)];
+    const where = group.length === 1 ? gap.point : text("pointsAt", { n: number(group.length), gateway: gap.gateway });
+    // A group's command is that of all its meters.
+    const run = gap.run && group.length > 1 && gap.run.includes(" backfill ") ? gap.run.replace(` ${gap.meter} `, ` ${group.map((one) => one.meter).sort().join(" ")} `) : gap.run;
+    const asked = gap.asked ? element("p", { className: "quiet" }, text("askedAgain", { ago: distance(new Date(gap.asked.at), now), said: gap.asked.said ?? text(gap.asked.outcome ?? "noAnswer") })) : null;
+    return element("li", {}, icon(...(GAP_MARKS[gap.reason] ?? ["warning"])), element("div", {},
+      element("p", { className: "head" }, element("strong", {}, text(gap.reason)), element("span", {}, `${where} · ${text("intervalsMissing", { n: number(missing(group)) })}`),
+        element("time", { dateTime: gap.start, title: dayTime(start, now) }, distance(start, now))),
+      element("p", {}, element("b", {}, now - end < 2 * QUARTER_MS ? text("since", { at: dayTime(start, now) })
+        : `${dayTime(start, now)}–${shortDay(start) === shortDay(end) ? minuteTime(end) : dayTime(end, now)}`), ` ${text(`${gap.reason}_do`)}`),
+      asked,
+      run?.startsWith("meterctl") ? element("p", {}, text("atGateway")) : null,
+      run ? element("p", { className: "run" }, element("code", {}, run), element("button", { type: "button", title: text("copy"), onclick: (event) => copy(event.target, run) }, text("copy"))) : null));
+  });
+  if (sorted.length > GAPS_SHOWN || answer.next) rows.push(element("li", { className: "more quiet" }, text("moreGaps", { n: number(sorted.length - GAPS_SHOWN) })));
+  fill("gaps-list", rows, text("emptyGaps"));
+}
+
+async function copy(button, words) {
+  try {
+    await navigator.clipboard.writeText(words);
+    button.textContent = text("copied");
+  } catch { // no clipboard without TLS: the words are selected instead
+    getSelection().selectAllChildren(button.previousElementSibling);
+  }
 }
 
 /** Grouped choice of series; keeps `chosen` when it is still there. */

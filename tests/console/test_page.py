@@ -78,7 +78,7 @@ def test_wide_in_english_shows_every_view(browser: Browser, served: Served) -> N
         expect(board(page)).to_be_visible()
         expect(page.locator("#now")).to_contain_text("18:3")
         expect(page.locator("#line")).to_contain_text("5 of 6 online")
-        expect(page.locator("#completeness-total")).to_have_text("99.57 %")
+        expect(page.locator("#completeness-total")).to_have_text("98.70 %")
         expect(page.locator("#completeness-areas li")).to_have_count(AREAS)
         expect(page.locator("#completeness-areas")).to_contain_text("gateway offline")
         expect(page.locator("#load-value")).to_have_text("499 kW")
@@ -89,6 +89,18 @@ def test_wide_in_english_shows_every_view(browser: Browser, served: Served) -> N
         expect(page.locator("#loss-bars li")).to_have_count(AREAS)
         expect(page.locator("#loss-table tr.high")).to_contain_text("too high")
         expect(page.locator("#dr-list")).to_contain_text("9.2 kWh saved")
+        expect(page.locator("#gaps-total")).to_have_text("289 intervals missing in 14 days")
+        expect(page.locator("#strip tbody tr")).to_have_count(AREAS)
+        expect(page.locator("#strip td.few")).to_have_count(3)
+        expect(page.locator("#gaps-list li")).to_have_count(3)
+        expect(page.locator("#gaps-list li").first).to_contain_text("Meter silent")
+        # One line for a gateway, with one command for all its meters.
+        expect(page.locator("#gaps-list li >> nth=1")).to_contain_text("5 points of gw-a2 · 90 intervals")
+        expect(page.locator("#gaps-list code >> nth=1")).to_have_text(
+            "gridloom command gw-a2 backfill m000 m001 m002 m003 m004"
+            " --start 2026-03-13T18:00Z --end 2026-03-13T22:30Z"
+        )
+        expect(page.locator("#gaps-list li >> nth=2")).to_contain_text("7 the meter does not have")
         assert painted(page) > 50
         assert no_sideways_scrolling(page)
         photograph(page, "wide-en-dark")
@@ -100,6 +112,7 @@ def test_narrow_in_chinese_shows_the_same(browser: Browser, served: Served) -> N
         assert page.evaluate("document.documentElement.lang") == "zh-CN"
         expect(page.locator("#completeness h2")).to_have_text("采集成功率")
         expect(page.locator("#alert-list li").first).to_contain_text("A2 老集市")
+        expect(page.locator("#gaps-list li").first).to_contain_text("电表无应答")
         assert painted(page) > 50
         assert no_sideways_scrolling(page)
         photograph(page, "narrow-zh-dark")
@@ -158,7 +171,7 @@ def test_choosing_series_range_language_and_alerts(browser: Browser, served: Ser
 def test_an_empty_site_says_what_is_awaited(browser: Browser, postgres: Postgres, tmp_path: Path) -> None:
     with serve(create_database(postgres), tmp_path) as served, console(browser, served) as page:
         expect(board(page)).to_be_visible()
-        for view in ("load", "alerts", "losses", "dr"):
+        for view in ("load", "alerts", "losses", "dr", "gaps"):
             expect(page.locator(f"#{view}-empty")).to_be_visible()
             assert len(page.locator(f"#{view}-empty").inner_text()) > 10
         expect(page.locator("#completeness-note")).to_contain_text("Waiting")
@@ -175,7 +188,7 @@ def test_it_says_when_it_is_cut_off_and_recovers_by_itself(
         context: BrowserContext = page.context
         context.set_offline(True)
         expect(banner).to_contain_text("The server does not answer", timeout=15_000)
-        expect(page.locator("#completeness-total")).to_have_text("99.57 %")
+        expect(page.locator("#completeness-total")).to_have_text("98.70 %")
         photograph(page, "cut-off")
         context.set_offline(False)
         expect(banner).to_be_hidden(timeout=15_000)
@@ -187,7 +200,7 @@ def test_it_says_when_it_is_cut_off_and_recovers_by_itself(
 def test_the_api_documentation_works_offline(browser: Browser, served: Served) -> None:
     with console(browser, served, fragment="docs") as page:
         expect(page.locator(".info h1")).to_contain_text("Gridloom")
-        expect(page.locator(".opblock-get")).to_have_count(15)
+        expect(page.locator(".opblock-get")).to_have_count(16)
         page.click("text=Interval energy of metering points")
         expect(page.locator(".opblock.is-open")).to_contain_text("half-open", ignore_case=True)
         photograph(page, "docs")
