@@ -15,7 +15,7 @@ power and events, with nulls, a mark of all meters every {period_s:g} s on avera
 SIGKILL of any of them; connections cut, stalled (also longer than the keepalive) and refused by proxies between
 gateways, broker, ingestors and database. Old batches are published again all the time. Set pieces come in every run:
 the database's disk full, four queues' disk full, one ingestor away for half of the time, the broker's memory deleted
-twice.
+twice. The ledger compacts batches into ranges when they are as old as a tenth of the time, and not 63 days.
 
 Each gateway writes down what its queue committed, and what receipts promised before the queue deletes it. Every five
 seconds, and after each kill as soon as the database answers, the rows of every batch that had a receipt must be there,
@@ -46,6 +46,7 @@ def markdown(result: Result, command: str) -> str:
         f"| checks of what receipts had promised; of those right after a kill | {checks.made}; {checks.after_kills} |",
         f"| batches promised at the last check; ever missing | {checks.batches:,}; {len(checks.missing)} |",
         f"| old batches sent again on purpose | {result.sent_again:,} |",
+        f"| batches the ledger has compacted into ranges | {result.in_ranges:,} |",
         f"| appends a full queue disk refused | {result.refused:,} |",
         f"| until everything had its receipt, after the trouble | {result.settled_s:.0f} s |",
         *(f"| {what} | {count} × |" for what, count in result.said.items()),
@@ -83,6 +84,7 @@ def document(result: Result) -> dict[str, Any]:
         "promises_checked_after_kills": result.checks.after_kills,
         "promises_missing": len(result.checks.missing),
         "sent_again": result.sent_again,
+        "in_ranges": result.in_ranges,
         "refused_by_full_disk": result.refused,
         "settled_s": round(result.settled_s, 1),
         "troubles": dict(result.timeline.told),

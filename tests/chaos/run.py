@@ -64,6 +64,7 @@ class Result:
     batches: int = 0
     refused: int = 0
     sent_again: int = 0
+    in_ranges: int = 0  # batches the ledger knows by ranges
     starts: dict[str, int] = field(default_factory=dict)
     said: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -175,7 +176,15 @@ def _check(it: Stage, accounts: Sequence[Account], checks: Checks) -> bool:
 
 
 def _ledger(connection: psycopg.Connection[Any]) -> set[tuple[str, str, int]]:
-    return set(connection.execute("SELECT gateway, epoch, seq FROM batch").fetchall())
+    """Batches one by one, and those of long ago, which are kept as ranges."""
+    return set(
+        connection.execute(
+            """
+            SELECT gateway, epoch, seq FROM batch UNION ALL
+            SELECT gateway, epoch, generate_series(lower(run), upper(run) - 1) FROM batch_range, unnest(seqs) run
+            """
+        ).fetchall()
+    )
 
 
 def _marks(connection: psycopg.Connection[Any]) -> dict[tuple[str, Kind, datetime], int]:
@@ -215,6 +224,8 @@ def _verdict(it: Stage, accounts: Sequence[Account], result: Result) -> None:
             result.double += (there - meant).total()
         aside = connection.execute("SELECT reason, count(*), min(detail) FROM quarantine GROUP BY 1").fetchall()
         entered = len(_ledger(connection))
+        one_by_one = connection.execute("SELECT count(*) FROM batch").fetchall()[0][0]
+        result.in_ranges = entered - one_by_one
     if result.stored != result.collected:
         result.problems.append(f"{result.lost} rows lost, {result.double} rows double or not as collected")
     result.problems += [f"set aside for no reason: {count} × {reason}, {detail}" for reason, count, detail in aside]

@@ -31,6 +31,7 @@ def test_chaos_loses_nothing_doubles_nothing_and_breaks_no_promise(tmp_path: Pat
     assert result.rows > 2_000, report
     assert result.checks.after_kills >= 5, report
     assert result.sent_again > 50, report
+    assert result.in_ranges > 50, report
     if "database disk full" in result.timeline.told:
         assert result.said["the database: No space left on device"] > 0, report
         assert result.refused > 0, report

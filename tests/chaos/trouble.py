@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Final
 
 import aiomqtt
+import psycopg
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from cloud.store.ledger import compact
 from protocols.uplink import MSGPACK, Receipt, Topic, decode, from_us, topic
 from tests.chaos.content import kind_of, payload_of
 from tests.chaos.stage import ON_A_SMALL_DISK, Program, SmallDisk, Stage
@@ -70,7 +73,7 @@ class Trouble:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            again = tasks.create_task(self._send_again_and_again())
+            always = [tasks.create_task(it) for it in (self._send_again_and_again(), self._compact())]
             disks = (
                 (self._stage.database_disk, "database", DATABASE_DISK_FULL, self._database_complains),
                 (self._stage.queue_disk, "queue", QUEUE_DISK_FULL, self._queues_refuse),
@@ -84,7 +87,8 @@ class Trouble:
                 tasks.create_task(self._at(part, piece))
             await self._deal(tasks)
             self._is_over = True
-            again.cancel()
+            for task in always:
+                task.cancel()
 
     async def _at(self, part: float, piece: Awaitable[None]) -> None:
         await asyncio.sleep(part * self._duration_s)
@@ -228,6 +232,20 @@ class Trouble:
             await asyncio.sleep(0.2)
         disk.free()
         self.timeline.note(f"{whose} disk free again")
+
+    # ---- the ledger, as if it were old -------------------------------------------------------------------------------
+
+    async def _compact(self) -> None:
+        def once() -> None:
+            with (
+                suppress(psycopg.Error),
+                psycopg.connect(self._stage.postgres.dsn, autocommit=True, connect_timeout=2) as connection,
+            ):
+                compact(connection, older_than=timedelta(seconds=self._duration_s / 10))
+
+        while True:
+            await asyncio.sleep(self._duration_s / 30)
+            await asyncio.to_thread(once)
 
     # ---- sent again on purpose ---------------------------------------------------------------------------------------
 
