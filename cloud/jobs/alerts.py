@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from typing import Final
 
 from cloud.jobs.calendar import INTERVAL, Calendar, floor_mark
@@ -11,6 +11,7 @@ PEAK: Final = "forecast_above_capacity"
 LOSS: Final = "loss_out_of_range"
 SILENT: Final = "meter_silent"
 DRIFT: Final = "clock_drift"
+INCOMPLETE: Final = "completeness_low"
 
 SILENT_AFTER: Final = 2 * INTERVAL
 # After a mark, a sweep and its way to the cloud take this long at most.
@@ -24,6 +25,9 @@ UNEXPLAINED_DAYS_MIN: Final = 3
 # A day is judged when most of its intervals count; what was measured an hour ago is still "now".
 ALIGNED_MIN: Final = 0.8
 LOAD_STALE: Final = timedelta(hours=1)
+# By this time of the day gateways have had the night to fill the gaps of the day before.
+COMPLETE_BY: Final = time(8)
+COMPLETE_MIN: Final = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,10 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class AreaFacts:
-    """``forecast``: latest run from the running interval on, in order.  ``losses``: whole days, newest first."""
+    """``forecast``: latest run from the running interval on, in order.  ``losses``: whole days, newest first.
+
+    ``collected``: received of expected intervals of the day before, and the reason most of the others have.
+    """
 
     area_id: str
     name_en: str
@@ -58,6 +65,8 @@ class AreaFacts:
     load: Expected | None = None
     forecast: Sequence[Expected] = ()
     losses: Sequence[Loss] = ()
+    collected: float | None = None
+    missing_for: str | None = None
 
     @property
     def subject(self) -> str:
@@ -116,6 +125,10 @@ def evaluate(
         findings.append(_loss(area))
         if not area.judged_losses:
             undecided.add((LOSS, area.subject))
+        if now.astimezone(calendar.zone).time() >= COMPLETE_BY:
+            findings.append(_incomplete(area))
+        else:
+            undecided.add((INCOMPLETE, area.subject))
     newest = floor_mark(now - SILENT_GRACE)
     sending = _sending(meters, newest)
     for meter in meters:
@@ -208,6 +221,35 @@ def _loss(area: AreaFacts) -> Finding | None:
             evidence,
         )
     return None
+
+
+_WHY: Final = {
+    "quarantined": ("rows are quarantined: `gridloom quarantine list`", "数据被隔离：`gridloom quarantine list`"),
+    "evicted": ("the gateway's queue was full: make room and ask for a backfill", "网关队列曾溢出：清理空间后补采"),
+    "clock": ("a clock was set", "时钟对时跳变"),
+    "meter_silent": ("meters are silent: check their supply and wiring", "电表失联：检查供电和接线"),
+    "gateway_offline": ("the gateway was offline: check its power and its link", "网关离线：检查电源和通信"),
+    "meter_refuses": ("meters refuse to be read again", "电表拒绝补采"),
+    "not_in_memory": ("meters have it no more", "电表内已无数据"),
+    "backfilling": ("the gateway is still fetching it", "网关正在补采"),
+}
+
+
+def _incomplete(area: AreaFacts) -> Finding | None:
+    if area.collected is None or area.collected >= COMPLETE_MIN:
+        return None
+    percent = 100 * area.collected
+    why_en, why_zh = _WHY.get(area.missing_for or "", ("nobody said why", "原因不明"))
+    return Finding(
+        INCOMPLETE,
+        area.subject,
+        "warning",
+        f"Area {area.area_id} {area.name_en}: {percent:.1f} % of yesterday's intervals are there, "
+        f"{100 * COMPLETE_MIN:g} % expected by {COMPLETE_BY:%H:%M}. Mostly, {why_en}.",
+        f"台区 {area.area_id} {area.name_zh}：昨日采集成功率 {percent:.1f}%，{COMPLETE_BY:%H:%M} 前应达到 "
+        f"{100 * COMPLETE_MIN:g}%。主要原因：{why_zh}。",
+        {"collected_percent": round(percent, 2), "reason": area.missing_for},
+    )
 
 
 def _sending(meters: Iterable[MeterFacts], newest: datetime) -> set[str]:

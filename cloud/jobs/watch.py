@@ -58,10 +58,15 @@ def load_areas(
     losses: dict[str, list[Loss]] = {}
     for area_id, *values in cursor.execute(_LOSSES, {"from": today - timedelta(days=UNEXPLAINED_DAYS), "to": today}):
         losses.setdefault(area_id, []).append(Loss(*values))
+    collected: dict[str, tuple[float, str | None]] = {
+        area_id: (share, reason)
+        for area_id, share, reason in cursor.execute(_COLLECTED, {"day": today - timedelta(days=1)})
+    }
     return [
         AreaFacts(
             area_id, name_en, name_zh, capacity_w, low_percent, high_percent,
             loads.get(f"area:{area_id}"), forecasts.get(f"area:{area_id}", ()), losses.get(area_id, ()),
+            *collected.get(area_id, (None, None)),
         )
         for area_id, name_en, name_zh, capacity_w, low_percent, high_percent in cursor.execute(_AREAS).fetchall()
     ]  # fmt: skip
@@ -89,6 +94,13 @@ _LOSSES: Final = """
     SELECT area_id, day::text, supplied_wh, delivered_wh, unexplained_wh, aligned::float8 / greatest(expected, 1)
     FROM loss_day WHERE day >= %(from)s AND day < %(to)s AND supplied_wh IS NOT NULL AND delivered_wh IS NOT NULL
     ORDER BY area_id, day DESC
+"""
+_COLLECTED: Final = """
+    SELECT area_id, (sum(received) / sum(expected))::float8, (
+        SELECT reason FROM gap JOIN metering_point USING (point_id)
+        WHERE gap.day = %(day)s AND area_id = c.area_id
+        GROUP BY reason ORDER BY sum(end_at - start_at) DESC, reason LIMIT 1)
+    FROM completeness_area_day c WHERE day = %(day)s GROUP BY area_id HAVING sum(expected) > 0
 """
 _METERS: Final = """
     SELECT p.point, p.area_id, i.gateway, coalesce(g.online, false),

@@ -6,7 +6,19 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from cloud.jobs.alerts import DRIFT, LOSS, PEAK, SILENT, AreaFacts, Expected, Loss, MeterFacts, Verdict, evaluate
+from cloud.jobs.alerts import (
+    DRIFT,
+    INCOMPLETE,
+    LOSS,
+    PEAK,
+    SILENT,
+    AreaFacts,
+    Expected,
+    Loss,
+    MeterFacts,
+    Verdict,
+    evaluate,
+)
 from cloud.jobs.calendar import Calendar, ceil_mark, floor_mark
 
 NOW = datetime(2026, 3, 11, 9, 7, tzinfo=UTC)
@@ -101,3 +113,21 @@ def test_business_days_follow_the_zone() -> None:
     start, end = berlin.bounds(datetime(2026, 3, 29, tzinfo=UTC).date())
     assert end - start == timedelta(hours=23)
     assert (floor_mark(NOW), ceil_mark(NOW), ceil_mark(MARK)) == (MARK, MARK + timedelta(minutes=15), MARK)
+
+
+@pytest.mark.parametrize(
+    ("hour", "collected", "found"),
+    [(9, 0.949, True), (9, 0.95, False), (9, None, False), (7, 0.2, None)],
+)
+def test_an_incomplete_day_is_told_in_the_morning(hour: int, collected: float | None, found: bool | None) -> None:
+    """Before 08:00 at the site gateways still fill gaps: an alert from the day before stays as it is."""
+    now = datetime(2026, 3, 11, hour, 30, tzinfo=CALENDAR.zone)
+    area = replace(AREA, collected=collected, missing_for="meter_silent")
+    verdict = evaluate([area], [], now=now, lookahead=timedelta(hours=1), calendar=CALENDAR)
+    assert ((INCOMPLETE, "area:A1") in rules(verdict)) is bool(found)
+    assert ((INCOMPLETE, "area:A1") in verdict.undecided) is (found is None)
+    if found:
+        [finding] = verdict.findings
+        assert "94.9 % of yesterday's intervals are there, 95 % expected by 08:00" in finding.message_en
+        assert "check their supply" in finding.message_en
+        assert "电表失联" in finding.message_zh
