@@ -190,14 +190,19 @@ def test_what_did_not_change_is_not_written_again(store: Store) -> None:
     store.put(first, START)
     assert derive_chunk(store.connection, calendar, START).intervals == METERS * 96
     store.put(first, START, quality=int(Quality.BACKFILLED))  # the same readings again, from a rebuilt queue
-    points = {store.world.meters[1].point}
     again = derive_chunk(store.connection, calendar, START)
-    assert again.ranges == METERS
-    # Later copies win, so the quality says backfilled: a correction, under one new version.
-    assert one(store, "SELECT count(*), max(version) FROM interval WHERE version > 1") == (METERS * 96, 2)
-    store.put(first, START, quality=int(Quality.BACKFILLED), points=points)
-    assert derive_chunk(store.connection, calendar, START).intervals == 0
-    assert one(store, "SELECT max(version) FROM interval_version") == (2,)
+    assert (again.ranges, again.intervals) == (METERS, 0)
+    assert one(store, "SELECT max(version) FROM interval_version") == (1,)
+    # Another account of one mark changes the two intervals beside it, under one new version.
+    store.connection.execute(
+        "INSERT INTO energy_sample (meter_id, at, gateway_at, quality, energy_import_wh, batch_id)"
+        " SELECT meter_id, at, gateway_at, quality, energy_import_wh + 10, 99 FROM energy_sample"
+        " WHERE (meter_id, at, batch_id) = (1, %s, 2)",
+        [START - timedelta(hours=3)],
+    )
+    store.connection.execute("INSERT INTO dirty_range (meter_id, from_at, to_at) VALUES (1, %s, %s)", [first, START])
+    assert derive_chunk(store.connection, calendar, START).intervals == 2
+    assert one(store, "SELECT count(*), max(version) FROM interval WHERE version > 1") == (2, 2)
     assert one(store, "SELECT max(meters_received) FROM load WHERE series = 'substation:S1'") == (METERS,)
 
 
