@@ -11,6 +11,7 @@ COMMANDS = {
     "demo": "cloud.demo:demo",
     "migrate": "cloud.store.commands:migrate",
     "registry": "cloud.store.commands:registry",
+    "export": "cloud.store.export:export",
     "ingest": "cloud.ingest.commands:ingest",
     "quarantine": "cloud.ingest.commands:quarantine",
     "work": "cloud.jobs.commands:work",

@@ -15,10 +15,12 @@ from cloud.engines.forecast import DAYS_MIN
 from cloud.jobs import forecasts
 from cloud.jobs.calendar import Calendar, floor_mark
 from cloud.jobs.completeness import GRACE, SUBSTATION, ask_for_gaps, expect, list_gaps
-from cloud.jobs.derive import changed_days, drain, open_session
+from cloud.jobs.derive import changed_days, drain, open_session, put_in_force
 from cloud.jobs.losses import areas_with_head_v, update_losses
 from cloud.jobs.mailbox import Mailbox
 from cloud.jobs.response import Response
+from cloud.jobs.retention import retain
+from cloud.jobs.rollups import roll_up
 from cloud.jobs.watch import update_alerts
 from protocols.clock import Clock
 
@@ -37,6 +39,8 @@ AREA_DAYS_MAX: Final = 60  # a cycle; the rest waits for the next one, so that c
 # A sweep, its way here and its intervals take this long after a mark; the hour's forecast waits for them.
 SETTLED: Final = timedelta(minutes=3)
 RETRY_S_MIN, RETRY_S_MAX = 0.5, 5.0
+# Power rolls up in steps: an hour that grows by a sweep each minute is made anew each minute, not each second.
+ROLL_UP_S: Final = 60.0
 
 
 class NotReadyError(RuntimeError):
@@ -116,11 +120,15 @@ class Cycle:
     _history_days: int = 0
     _deferred_at: float = field(default_factory=time.monotonic)
     _listed: datetime | None = None
+    _rolled_up_at: float = float("-inf")
+    _retained: date | None = None
 
     def step(self) -> bool:
         """Do what is due. Returns whether it found anything to do."""
         worker, connection = self.worker, self.connection
         now, calendar = worker.clock.now(), worker.calendar
+        if floor_mark(now) != self._mark:
+            put_in_force(connection, now)
         done = drain(connection, calendar, now, chunks_max=CHUNKS_MAX)
         changed = sum(chunk.intervals for chunk in done)
         if changed > POURING:
@@ -136,10 +144,23 @@ class Cycle:
                 self._guarded("forecasts", self._forecasts, now)
                 self._gaps(now)
                 update_alerts(connection, calendar, now=now, lookahead=worker.lookahead)
+        kept = self._keep(now)
         self._mark = floor_mark(now)
         worker.response.step(connection, worker.mailbox, now=now, monotonic_s=worker.clock.monotonic())
-        self.behind = len(done) == CHUNKS_MAX or bool(self._dirty)
+        self.behind = len(done) == CHUNKS_MAX or bool(self._dirty) or kept
         return bool(done) or self.behind
+
+    def _keep(self, now: datetime) -> bool:
+        """Power rollups each minute, retention each day, a bounded piece a cycle. Returns whether more is left."""
+        if time.monotonic() - self._rolled_up_at >= ROLL_UP_S:
+            if roll_up(self.connection, now):
+                return True
+            self._rolled_up_at = time.monotonic()
+        if (today := self.worker.calendar.day(now)) != self._retained:
+            if retain(self.connection, now):
+                return True
+            self._retained = today
+        return False
 
     @staticmethod
     def _guarded(what: str, do: Callable[[datetime], None], now: datetime) -> None:

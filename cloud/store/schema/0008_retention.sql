@@ -69,7 +69,6 @@ CREATE INDEX forecast_run_origin ON forecast_run (origin);
 CREATE INDEX forecast_of_run ON forecast (run_id);  -- for the cascade
 CREATE INDEX quarantine_replayed ON quarantine (replayed_at) WHERE replayed_at IS NOT NULL;
 
--- What pages ask of tables that are kept for ever: the newest day, the newest interval, one day of all points.
-CREATE INDEX completeness_day_of_day ON completeness_day (day, point_id) INCLUDE (expected, received);
-CREATE INDEX load_start ON load (start) WHERE supplied_wh IS NOT NULL;
-CREATE INDEX load_first ON load (start);
+-- What pages ask of tables that are kept for ever: one day of all points, the newest interval with a load.
+CREATE INDEX completeness_day_of_day ON completeness_day (day);
+CREATE INDEX load_start ON load (start);

@@ -1,10 +1,17 @@
 -- edition: community
 -- The same names and columns, kept by TimescaleDB: what is in chunks answers for the newest hours, what is kept for the
 -- others, and a late row, also into a compressed chunk, makes its hour and its day anew within minutes.
+DROP FUNCTION power_hour_of(timestamptz, integer[]), power_day_of(timestamptz, integer[]);
 DROP TABLE power_day, power_hour;
 
+-- A bucket's offset must be a constant.
+DO $create$
+DECLARE
+    east text := (SELECT (- utc_offset)::text FROM site_zone);
+BEGIN
+    EXECUTE format($view$
 CREATE MATERIALIZED VIEW power_hour WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
-SELECT meter_id, time_bucket(INTERVAL '1 hour', at) AS start,
+SELECT meter_id, time_bucket(INTERVAL '1 hour', at, INTERVAL %L) AS start,
        count(DISTINCT at)::integer AS marks,
        regr_avgy(DISTINCT active_power_w, extract(epoch FROM at - timestamptz '2000-01-01 00:00Z')) AS active_power_mean_w,
        min(active_power_w) AS active_power_min_w,
@@ -28,14 +35,11 @@ SELECT meter_id, time_bucket(INTERVAL '1 hour', at) AS start,
        regr_avgy(DISTINCT power_factor, extract(epoch FROM at - timestamptz '2000-01-01 00:00Z')) AS power_factor_mean,
        min(frequency_hz) AS frequency_min_hz,
        max(frequency_hz) AS frequency_max_hz
-FROM power_sample GROUP BY 1, 2 WITH NO DATA;
-
--- A bucket's zone must be a constant.
-DO $create$
-BEGIN
+FROM power_sample GROUP BY 1, 2 WITH NO DATA
+    $view$, east);
     EXECUTE format($view$
 CREATE MATERIALIZED VIEW power_day WITH (timescaledb.continuous, timescaledb.materialized_only = false) AS
-SELECT meter_id, time_bucket(INTERVAL '1 day', start, %L) AS start,
+SELECT meter_id, time_bucket(INTERVAL '1 day', start, INTERVAL %L) AS start,
        sum(marks)::integer AS marks,
        sum(active_power_mean_w * marks) / sum(marks) FILTER (WHERE active_power_mean_w IS NOT NULL) AS active_power_mean_w,
        min(active_power_min_w) AS active_power_min_w,
@@ -60,7 +64,7 @@ SELECT meter_id, time_bucket(INTERVAL '1 day', start, %L) AS start,
        min(frequency_min_hz) AS frequency_min_hz,
        max(frequency_max_hz) AS frequency_max_hz
 FROM power_hour GROUP BY 1, 2 WITH NO DATA
-    $view$, (SELECT zone FROM site_zone));
+    $view$, east);
 END
 $create$;
 
