@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -107,6 +107,7 @@ async def _run(
         try:
             await _until_all_is_promised(it, accounts)
             trouble.timeline.note("every queue empty")
+            await asyncio.to_thread(trouble.compact, timedelta(0))
             await trouble.send_again_to_the_end(batches_each=5)
             trouble.timeline.note("old batches sent again, and receipted again")
         except TimeoutError:

@@ -73,7 +73,7 @@ class Trouble:
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            always = [tasks.create_task(it) for it in (self._send_again_and_again(), self._compact())]
+            always = [tasks.create_task(it) for it in (self._send_again_and_again(), self._compact_again_and_again())]
             disks = (
                 (self._stage.database_disk, "database", DATABASE_DISK_FULL, self._database_complains),
                 (self._stage.queue_disk, "queue", QUEUE_DISK_FULL, self._queues_refuse),
@@ -235,17 +235,15 @@ class Trouble:
 
     # ---- the ledger, as if it were old -------------------------------------------------------------------------------
 
-    async def _compact(self) -> None:
-        def once() -> None:
-            with (
-                suppress(psycopg.Error),
-                psycopg.connect(self._stage.postgres.dsn, autocommit=True, connect_timeout=2) as connection,
-            ):
-                compact(connection, older_than=timedelta(seconds=self._duration_s / 10))
-
+    async def _compact_again_and_again(self) -> None:
         while True:
             await asyncio.sleep(self._duration_s / 30)
-            await asyncio.to_thread(once)
+            with suppress(psycopg.Error):
+                await asyncio.to_thread(self.compact, timedelta(seconds=self._duration_s / 10))
+
+    def compact(self, older_than: timedelta) -> None:
+        with psycopg.connect(self._stage.postgres.dsn, autocommit=True, connect_timeout=2) as connection:
+            compact(connection, older_than=older_than)
 
     # ---- sent again on purpose ---------------------------------------------------------------------------------------
 
