@@ -239,9 +239,11 @@ def _verdict(it: Stage, accounts: Sequence[Account], result: Result) -> None:
         result.starts[program.name] = program.starts
         if not program.may_die:
             result.problems += program.died
-        if "Traceback" in it.said(program.name):
-            text = it.said(program.name)
-            result.problems.append(f"{program.name}: {text[text.index('Traceback') :][:2_000]}")
+    for worker in it.workers:
+        if "Traceback" in (text := it.said(worker.name)):
+            result.problems.append(f"{worker.name}: {text[text.index('Traceback') :][:2_000]}")
+    # aiomqtt's: it registers a socket that its own thread has closed meanwhile, and forgets futures of a lost connection.
+    result.said["gateways: tracebacks in the log"] = sum(it.said(crew.name).count("Traceback") for crew in it.gateways)
     result.said["the database: No space left on device"] = it.said("database").count("No space left on device")
     result.said["the database: recovered after a kill"] = it.said("database").count("database system is ready")
     result.said["ingestors: database does not take data"] = sum(
