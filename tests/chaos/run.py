@@ -242,7 +242,7 @@ def _verdict(it: Stage, accounts: Sequence[Account], result: Result) -> None:
     for worker in it.workers:
         if "Traceback" in (text := it.said(worker.name)):
             result.problems.append(f"{worker.name}: {text[text.index('Traceback') :][:2_000]}")
-    # aiomqtt's: it registers a socket that its own thread has closed meanwhile, and forgets futures of a lost connection.
+    # aiomqtt's: it watches a socket that its own thread has closed meanwhile; the next connection is a new one.
     result.said["gateways: tracebacks in the log"] = sum(it.said(crew.name).count("Traceback") for crew in it.gateways)
     result.said["the database: No space left on device"] = it.said("database").count("No space left on device")
     result.said["the database: recovered after a kill"] = it.said("database").count("database system is ready")

@@ -52,8 +52,12 @@ class Program:
     kills: int = 0
     died: list[str] = field(default_factory=list)
 
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def look_after(self) -> None:
-        if not self.wanted or (self.process and self.process.poll() is None):
+        if not self.wanted or self.is_running:
             return
         if self.process:
             self.died.append(f"{self.name} ended by itself with {self.process.returncode}")

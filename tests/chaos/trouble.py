@@ -140,6 +140,8 @@ class Trouble:
         down_s = self._chance.uniform(0, self._longest_s)
         self._busy.add(program.name)
         try:
+            while not program.is_running:  # noqa: ASYNC110  it was killed a moment ago
+                await asyncio.sleep(0.05)
             self.timeline.note(what, f"{program.name}, down {down_s:.1f} s{', with its children' if others else ''}")
             await asyncio.to_thread(program.kill)
             _kill_all(others)
