@@ -287,15 +287,19 @@ _CAUSES: Final = (
     WHERE kind = 'clock_corrected' AND pg_input_is_valid(detail ->> 'suspect_from', 'timestamptz')
       AND pg_input_is_valid(detail ->> 'suspect_until', 'timestamptz')
     """,
-    # Polls fail for a while before a meter counts as silent. Where its end was never told (the gateway was restarted
-    # meanwhile) it ends with the next interval.
+    # Polls fail for a while before a meter counts as silent: it was so since its last interval, an hour before at most.
+    # Where the end was never told (the gateway was restarted meanwhile), the next interval is it.
     """
     INSERT INTO cause
     WITH told AS (
         SELECT meter_id, kind, at, lead(at) OVER (PARTITION BY meter_id ORDER BY at) AS next_at
         FROM event WHERE kind IN ('meter_silent', 'meter_back') AND meter_id IN (SELECT meter_id FROM place)
     )
-    SELECT point_id, 'meter_silent', at - interval '15 min', coalesce(
+    SELECT point_id, 'meter_silent', coalesce(
+               (SELECT max(start) + interval '15 min' FROM interval_current v
+                WHERE v.point_id = place.point_id AND v.energy_import_wh IS NOT NULL
+                  AND v.start >= at - interval '1 hour' AND v.start < at),
+               at - interval '1 hour'), coalesce(
                next_at,
                (SELECT min(start) FROM interval_current v
                 WHERE v.point_id = place.point_id AND v.start >= at AND v.energy_import_wh IS NOT NULL),

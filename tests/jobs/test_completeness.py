@@ -275,7 +275,7 @@ def test_events_explain_gaps_also_when_they_come_late(site: Store) -> None:
     without(site, first, ("11 03:00", "11 04:45"), ("11 09:00", "11 09:00"), ("11 12:00", "11 13:00"))
     settle(site)
     assert {reason for _, _, reason in gaps(site, first)} == {"unknown"}
-    event(site, "meter_silent", "11 03:04", first, reason="silent")  # polls failed for minutes before
+    event(site, "meter_silent", "11 03:40", first, reason="silent")  # polls failed for a while before
     event(site, "meter_back", "11 04:52", first, failed_polls=20)
     event(site, "clock_corrected", "11 09:01", first, suspect_from=at("11 08:55").isoformat(),
           suspect_until=at("11 09:05").isoformat())  # fmt: skip
@@ -298,12 +298,17 @@ def test_events_explain_gaps_also_when_they_come_late(site: Store) -> None:
 def test_silence_without_an_end_ends_with_the_next_interval(site: Store) -> None:
     point = customers(site)[0]
     without(site, point, ("11 03:00", "11 04:45"), ("11 16:00", "11 17:00"))
-    event(site, "meter_silent", "11 03:04", point)
+    event(site, "meter_silent", "11 04:20", point)
     settle(site)
-    assert gaps(site, point) == [("11 02:45", "11 05:00", "meter_silent"), ("11 15:45", "11 17:00", "unknown")]
+    # An hour before at most, with the interval that the first mark ends.
+    assert gaps(site, point) == [
+        ("11 02:45", "11 03:15", "unknown"),
+        ("11 03:15", "11 05:00", "meter_silent"),
+        ("11 15:45", "11 17:00", "unknown"),
+    ]
     event(site, "meter_silent", "11 16:04", point)
     settle(site)
-    assert gaps(site, point)[1] == ("11 15:45", "11 17:00", "meter_silent")
+    assert gaps(site, point)[2] == ("11 15:45", "11 17:00", "meter_silent")
 
 
 def test_quarantined_rows_are_named_as_such(site: Store) -> None:
