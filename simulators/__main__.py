@@ -267,7 +267,7 @@ def services(directory: Path, users: tuple[str, ...]) -> None:
     """
     from simulators.ports import free_port
     from simulators.services import Broker, Postgres, ServiceError, new_password
-    from simulators.supervisor import Program, ProgramError, Supervisor, port_answers
+    from simulators.supervisor import Program, ProgramError, Supervisor
 
     directory = directory.resolve()
     supervisor = Supervisor(directory)
@@ -283,7 +283,7 @@ def services(directory: Path, users: tuple[str, ...]) -> None:
             broker.initialize()
             supervisor.start(Program("broker", broker.command()))
             supervisor.wait_ready("broker", broker.accepts)
-        supervisor.wait_ready("postgres", lambda: port_answers(postgres.port))
+        supervisor.wait_ready("postgres", postgres.accepts)
         told = {"dsn": postgres.dsn, "broker": broker.url if users else None, "passwords": broker.users}
         click.echo(json.dumps(told | {"processes": supervisor.ids}))
         sys.stdout.flush()

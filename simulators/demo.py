@@ -168,7 +168,7 @@ class Demo:
         clock = {"GRIDLOOM_CLOCK": str(self._clock), "GRIDLOOM_645_PASSWORD": self._relay_password()}
         self._supervisor.start(Program("simulators", _simulators("run", "--data", str(self._data)), clock))
 
-        self._supervisor.wait_ready("postgres", lambda: _connects(postgres.dsn))
+        self._supervisor.wait_ready("postgres", postgres.accepts)
         self._supervisor.wait_ready("broker", broker.accepts)
         dsn = self._prepare_database(postgres)
 
@@ -362,14 +362,6 @@ def _rows(status: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
 
 def _line(phase: str, status: dict[str, Any]) -> str:
     return f"{phase}: " + ", ".join(f"{label.split(' ')[0]} {value}" for label, value in _rows(status))
-
-
-def _connects(dsn: str) -> bool:
-    try:
-        psycopg.connect(dsn, connect_timeout=2).close()
-    except psycopg.OperationalError:
-        return False
-    return True
 
 
 def _listens(site: dict[str, Any]) -> bool:

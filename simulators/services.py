@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from paho.mqtt import client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
@@ -90,6 +91,14 @@ class Postgres:
             str(self.directory),
             *(f"--{name}={value}" for name, value in settings.items()),
         ]
+
+    def accepts(self) -> bool:
+        """Whether a client is let in. The port is open before that, while the server recovers."""
+        try:
+            psycopg.connect(self.dsn, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
 
     def popen_arguments(self) -> dict[str, Any]:
         """Keyword arguments for ``subprocess.Popen``: who the server runs as, and where."""

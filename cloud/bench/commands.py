@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -71,6 +72,7 @@ def ingest(
     if profile:
         profile.mkdir(parents=True, exist_ok=True)
     load = [round(os.getloadavg()[0], 2)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     logging.getLogger("cloud.store").setLevel(logging.WARNING)  # migrations of a database nobody will see
     try:
         with (

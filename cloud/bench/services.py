@@ -250,7 +250,8 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 @contextmanager
 def ingestors(here: Place, workers: int, profile: Path | None = None) -> Iterator[list[int]]:
-    """``workers`` real `gridloom ingest`, each a process. ``profile``: a folder for what cProfile says of each."""
+    """A real `gridloom ingest --workers` and its process. ``profile``: a folder for what cProfile says of each worker;
+    each is then started alone."""
     environment = {
         **os.environ,
         "GRIDLOOM_DSN": here.dsn,
@@ -259,30 +260,32 @@ def ingestors(here: Place, workers: int, profile: Path | None = None) -> Iterato
         "GRIDLOOM_MQTT_PASSWORD": here.broker.passwords[CLOUD],
     }
     environment.pop("GRIDLOOM_CLOCK", None)
-    started: list[subprocess.Popen[bytes]] = []
     # Names that are used again: a session that nobody serves keeps its share of the messages.
-    logs = [here.folder / f"bench-{i}.log" for i in range(workers)]
+    names = [f"bench-{i}" for i in range(1, workers + 1)]
+    run = [sys.executable, "-c", _INGEST]
+    commands = [[*run, "", "ingest", "--name", "bench", "--workers", str(workers)]]
+    if profile:
+        commands = [[*run, str(profile / f"{name}.prof"), "ingest", "--name", name] for name in names]
+    if not here.broker.resumes:
+        commands = [[*command, "--fresh-session"] for command in commands]
+    started: list[subprocess.Popen[bytes]] = []
+    path = here.folder / "ingest.log"
     try:
-        for i, path in enumerate(logs):
-            command = [sys.executable, "-c", _INGEST, *([str(profile / f"ingest-{i}.prof")] if profile else [""])]
-            command += ["ingest", "--name", path.stem]
-            if not here.broker.resumes:
-                command.append("--fresh-session")
-            with path.open("wb") as log:
-                started.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        with path.open("ab") as log:
+            started += [subprocess.Popen(command, env=environment, stdout=log, stderr=log) for command in commands]
         yield [process.pid for process in started]
-        for process, path in zip(started, logs, strict=True):
+        for process in started:
             if process.poll() is not None:
-                raise BenchError(f"gridloom ingest ended with {process.returncode}: {path.read_text()[-500:]}")
+                raise BenchError(f"gridloom ingest ended with {process.returncode}")
     except BenchError as error:
-        last = [line for path in logs if path.exists() for line in path.read_text().strip().splitlines()[-1:]]
-        raise BenchError(f"{error} (ingest says: {'; '.join(last) or 'nothing'})") from error
+        last = path.read_text(errors="replace").strip().splitlines()[-1:]
+        raise BenchError(f"{error} (ingest says: {last[0] if last else 'nothing'})") from error
     finally:
         for process in started:
             end(process)
         if here.broker.process is None:
-            for path in logs:
-                _forget_session(here.broker, f"gridloom-ingest-{path.stem}")
+            for name in names:
+                _forget_session(here.broker, f"gridloom-ingest-{name}")
 
 
 def _forget_session(broker: Broker, client_id: str) -> None:
