@@ -16,9 +16,10 @@ from dashboards.collection import COLLECTION
 from dashboards.load import LOAD
 from dashboards.loss import LOSS
 from dashboards.panels import DATASOURCE_UID, Json
+from dashboards.power import POWER
 
 HERE: Final = Path(__file__).parent
-DASHBOARDS: Final = (COLLECTION, LOAD, LOSS, ALERTS)
+DASHBOARDS: Final = (COLLECTION, LOAD, POWER, LOSS, ALERTS)
 FOLDER_UID: Final = "gridloom"
 DEFAULT_ZONE: Final = "Asia/Shanghai"
 

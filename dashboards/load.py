@@ -24,7 +24,7 @@ _SERIES: Final = Variable(
     """
     SELECT __value, __text FROM (
         SELECT 1 AS level, min(series) AS __value, 'Substation · 变电站 ' || split_part(min(series), ':', 2) AS __text
-        FROM load WHERE series LIKE 'substation:%' HAVING count(*) > 0
+        FROM load WHERE series > 'substation' AND series LIKE 'substation:%' HAVING min(series) IS NOT NULL
         UNION ALL
         SELECT 2, 'feeder:' || feeder_id, 'Feeder · 馈线 ' || feeder_id || ' ' || name_en || ' · ' || name_zh
         FROM feeder

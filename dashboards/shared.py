@@ -24,8 +24,8 @@ DATA_UNTIL: Final = stat(
     "End of the newest interval with a load, on the site's clock. If it lies outside the chosen range, the range is "
     "wrong, not the data. · 最新负荷区间的结束时间(站点时钟)。若不在所选范围内,请调整时间范围。",
     """
-    SELECT (extract(epoch FROM max(start)) + 900) * 1000 AS "Data until · 数据截至"
-    FROM load WHERE supplied_wh IS NOT NULL
+    SELECT (extract(epoch FROM start) + 900) * 1000 AS "Data until · 数据截至"
+    FROM load WHERE supplied_wh IS NOT NULL ORDER BY start DESC LIMIT 1
     """,
     unit="dateTimeAsLocal",
 )

@@ -24,6 +24,13 @@ INSERT INTO meter_state VALUES (1, '2026-03-02 10:00Z', '2026-03-02 10:00Z', -3.
 INSERT INTO gateway_status (gateway, online, at, status) VALUES
     ('gw-a1', true, '2026-03-02 10:00Z',
      '{"meters": 50, "queued_batches": 2, "queued_bytes": 4096, "software": "0.1.0"}');
+INSERT INTO power_hour (meter_id, start, marks, active_power_mean_w, active_power_max_w, voltage_l1_min_v,
+                        voltage_l1_max_v, current_l1_mean_a, current_l2_mean_a, current_l3_mean_a, power_factor_mean)
+    SELECT meter_id, start, 4, 1000, 1200, 205, 231, 3, 2, 1, 0.95
+    FROM meter, generate_series(timestamptz '2026-03-01 16:00Z', '2026-03-02 09:00Z', interval '1 hour') AS start;
+INSERT INTO power_day (meter_id, start, marks, voltage_l1_min_v, voltage_l1_max_v, current_l1_mean_a, current_l2_mean_a,
+                       current_l3_mean_a) VALUES (1, '2026-03-01 16:00Z', 72, 205, 231, 3, 2, 1),
+                                                 (2, '2026-03-01 16:00Z', 72, 190, 240, 1, NULL, NULL);
 INSERT INTO completeness_day
     SELECT point_id, day, 96, 96 - 4 * (point_id = 2)::int
     FROM metering_point, (VALUES (date '2026-03-01'), ('2026-03-02')) AS d(day);

@@ -94,7 +94,7 @@ def test_push_puts_every_dashboard_into_our_folder(grafana: Grafana) -> None:
     assert done.exit_code == 0, done.output
     assert grafana.folders == {"gridloom": "Gridloom"}
     assert list(grafana.dashboards) == [dashboard.uid for dashboard in DASHBOARDS]
-    assert grafana.dashboards["gridloom-loss"] == json.loads(json.dumps(DASHBOARDS[2].json("Asia/Shanghai")))
+    assert grafana.dashboards["gridloom-loss"] == json.loads(json.dumps(DASHBOARDS[3].json("Asia/Shanghai")))
     assert json.loads(done.stdout)["gridloom-loss"] == f"{grafana.url}/d/gridloom-loss/x"
 
 

@@ -130,3 +130,17 @@ def test_a_rule_gives_one_number_and_otherwise_labels(as_grafana: str) -> None:
 def test_grafana_may_change_nothing(as_grafana: str) -> None:
     with psycopg.connect(as_grafana) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
         connection.execute("DELETE FROM load")
+
+
+def test_voltage_limits_are_for_low_voltage_alone(filled: str, as_grafana: str) -> None:
+    assert run(as_grafana, find("gridloom-power/Lowest voltage · 最低电压/A"))[1] == [(205,)]
+    with psycopg.connect(filled, autocommit=True) as connection:
+        connection.execute("UPDATE installation SET pt_ratio = 100 WHERE meter_id = 1")
+        connection.execute("UPDATE power_day SET voltage_l1_max_v = 240 WHERE meter_id = 1")
+        try:
+            _, rows = run(as_grafana, find("gridloom-power/Points outside the voltage limits · 电压越限计量点/A"))
+            _, power = run(as_grafana, find("gridloom-power/Power at the head · 总表功率/B"))
+        finally:
+            connection.execute("UPDATE installation SET pt_ratio = 1 WHERE meter_id = 1")
+    assert rows == [("A1-C01", "A1", 1, 190, 240)]
+    assert {w for *_, w in power} == {100_000}
