@@ -31,8 +31,9 @@ BROKER_FORGETS: Final = (0.45, 0.85)  # once without the second worker, once wit
 QUEUE_DISK_FULL: Final = (0.58, 0.68)
 # Every one of these comes in every run; disks are filled only where somebody may mount a small one.
 TROUBLES: Final = (
-    "ingestor killed", "gateways killed", "broker killed", "broker killed, its memory lost", "database killed",
-    "database backend killed", "line cut", "line stalled", "nobody let in", "one of two ingestors away",
+    "ingestor killed", "ingestors killed without a database", "gateways killed", "broker killed",
+    "broker killed, its memory lost", "database killed", "database backend killed", "line cut", "line stalled",
+    "nobody let in", "one of two ingestors away",
 )  # fmt: skip
 AGAIN: Final = 10  # batches a second time, a second
 
@@ -101,6 +102,7 @@ class Trouble:
         while True:
             deck = [
                 *(("ingestor killed", self._kill_worker),) * 2,
+                ("ingestors killed without a database", self._kill_workers_at_work),
                 *(("gateways killed", self._kill_gateways),) * 2,
                 *(("broker killed", self._kill_broker),) * 2,
                 ("database killed", self._kill_database),
@@ -120,6 +122,25 @@ class Trouble:
 
     async def _kill_worker(self, what: str) -> None:
         await self._kill(what, *self._stage.workers)
+
+    async def _kill_workers_at_work(self, what: str) -> None:
+        """They hold what they cannot commit, and die with it: a receipt for that would be a lie."""
+        line = self._stage.database_line
+        workers = [it for it in self._stage.workers if it.name not in self._busy and it.is_running]
+        self._busy |= {it.name for it in workers}
+        try:
+            away_s = self._chance.uniform(0.5, 1) * self._longest_s
+            self.timeline.note(what, f"{' and '.join(it.name for it in workers)}, after {away_s:.1f} s")
+            line.refuses = True
+            line.cut()
+            await asyncio.sleep(away_s)
+            await asyncio.gather(*(asyncio.to_thread(it.kill) for it in workers))
+            self.killed.set()
+            line.refuses = False
+            for it in workers:
+                it.wanted = True
+        finally:
+            self._busy -= {it.name for it in workers}
 
     async def _kill_gateways(self, what: str) -> None:
         await self._kill(what, *self._stage.gateways)
