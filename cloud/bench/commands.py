@@ -50,7 +50,7 @@ Copy and run:
 @click.option("--broker", help="mqtt://host:port without other ingestors. Default: mosquitto where installed.")
 @click.option("--part", "parts", multiple=True, type=click.Choice(PARTS), help="Only this; may be repeated.")
 @click.option("--days", default=10, show_default=True, type=click.IntRange(1, 100), help="At most, in part growth.")
-@click.option("--rounds", type=click.IntRange(1, 100), help="Turns of each.  [default: 5]")
+@click.option("--rounds", type=click.IntRange(1, 100), help="Turns of each.  [default: 3]")
 @click.option("--quick", is_flag=True, help="Some seconds: shows that it works, not how fast.")
 @click.option(
     "--profile", type=click.Path(file_okay=False, path_type=Path), help="A folder for cProfile of the ingestors."

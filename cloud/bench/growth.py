@@ -3,19 +3,25 @@
 The days are put there by COPY, in the form ingest and work would have left them.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from typing import Any, Final, LiteralString, cast
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, LiteralString, TypeAlias, cast
+from zoneinfo import ZoneInfo
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud.api.access import Days, Site
+from cloud.api.completeness import completeness, gaps
+from cloud.api.database import Database, Row
 from cloud.bench.feed import column_names, copy_streams, day_of_rows
 from cloud.bench.line import HEADLINE_ROWS, Document, Line, table_of
 from cloud.store.binary_copy import Field, encode, instant
 from cloud.store.migrations import Connection, Edition
+from protocols.clock import SystemClock
 from protocols.quantities import Kind
 from protocols.uplink import to_us
 
@@ -23,6 +29,8 @@ YEAR: Final = 365
 DAY: Final = timedelta(days=1)
 MARKS: Final = 96
 POINTS_OF_A_MONTH: Final = 1_000
+
+Statement: TypeAlias = tuple[LiteralString, dict[str, Any]]
 
 
 def copy_day(connection: Connection, kind: Kind, meter_ids: NDArray[np.int32], day: datetime) -> None:
@@ -96,6 +104,12 @@ class Table:
             " GROUP BY area_id, gateway, day ON CONFLICT DO NOTHING"
         )
         self._connection.execute(
+            "INSERT INTO gap (point_id, day, start_at, end_at, reason)"
+            " SELECT point_id, day, at, at + (expected - received) * interval '15 min', 'meter_silent'"
+            " FROM completeness_day, LATERAL (SELECT day::timestamp AT TIME ZONE 'UTC') AS t (at)"
+            " WHERE received < expected ON CONFLICT DO NOTHING"
+        )
+        self._connection.execute(
             "INSERT INTO load (series, start, supplied_wh, delivered_wh, meters_expected, meters_received)"
             " SELECT 'area:' || area_id, at, 25000 + n, 24000 + n, 100, 100"
             " FROM area CROSS JOIN generate_series(0, %s) AS n,"
@@ -131,8 +145,8 @@ class Query:
     runs: int
 
 
-# The statements of GET /v1/intervals, /v1/loads and /v1/completeness; rows are counted on the server, since pages of
-# 10,000 would measure the client.
+# The statements of GET /v1/intervals and /v1/loads without their bounds on one answer; a month's rows are counted on
+# the server, since fetching millions would measure the client.
 _CURVE: Final = """
     SELECT at, active_power_w, voltage_l1_v, voltage_l2_v, voltage_l3_v, current_l1_a, current_l2_a, current_l3_a
     FROM power_sample WHERE meter_id = %(meter)s AND at >= %(from)s AND at < %(to)s ORDER BY at
@@ -149,15 +163,6 @@ _YEAR: Final = """
     SELECT start, supplied_wh, supplied_wh * 4.0::double precision AS supplied_w, delivered_wh, meters_expected,
            meters_received
     FROM load WHERE series = %(series)s AND start >= %(from)s AND start < %(to)s ORDER BY start
-"""
-_COMPLETENESS: Final = """
-    SELECT area_id, gateway, sum(expected), sum(received) FROM completeness_area_day
-    WHERE day >= %(from)s AND day < %(to)s GROUP BY area_id, gateway ORDER BY area_id
-"""
-_MISSING: Final = """
-    SELECT point_id, sum(expected), sum(received) FROM completeness_day
-    WHERE day >= %(from)s AND day < %(to)s GROUP BY point_id
-    HAVING sum(received) < sum(expected) ORDER BY sum(expected) - sum(received) DESC LIMIT 200
 """
 
 
@@ -179,14 +184,9 @@ def queries(line: Line, table: Table) -> Iterator[Query]:
         series = f"area:A{int(random.integers(1, areas + 1))}"
         return {"series": series, "from": table.first - (YEAR - 1) * DAY, "to": table.first + DAY}
 
-    def newest(_: np.random.Generator) -> dict[str, date]:
-        return {"from": (last - DAY).date(), "to": last.date()}
-
     yield Query("a day's curve of one meter", _CURVE, day, runs * 5)
     yield Query("a month's intervals of 1,000 meters", _MONTH, month, max(3, runs // 8))
     yield Query("an area's load for a year", _YEAR, year, runs)
-    yield Query("the completeness page: areas on a day", _COMPLETENESS, newest, runs)
-    yield Query("the completeness page: meters on a day", _MISSING, newest, runs)
 
 
 def ask(connection: Connection, query: Query) -> Document:
@@ -200,18 +200,26 @@ def ask(connection: Connection, query: Query) -> Document:
         found = connection.execute(query.sql, parameters).fetchall()
         times_ms.append(1000 * (time.perf_counter() - begin_s))
         rows = cast(int, found[0][0]) if query.sql is _MONTH else len(found)
-    explain: LiteralString = "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + query.sql
-    explained = connection.execute(explain, query.ask(random)).fetchone()
-    assert explained is not None
-    plan = cast(list[dict[str, Any]], explained[0])[0]["Plan"]
+    return _told(connection, query.what, times_ms, rows, [(query.sql, query.ask(random))])
+
+
+def _told(
+    connection: Connection, what: str, times_ms: list[float], rows: int, statements: Sequence[Statement]
+) -> Document:
+    plans = []
+    for sql, parameters in statements:
+        explain: LiteralString = "EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + sql
+        explained = connection.execute(explain, parameters).fetchone()
+        assert explained is not None
+        plans.append(cast(list[dict[str, Any]], explained[0])[0]["Plan"])
     return {
-        "query": query.what,
-        "runs": query.runs,
+        "query": what,
+        "runs": len(times_ms),
         "rows": rows,
         "p50_ms": float(np.percentile(times_ms, 50)),
         "p99_ms": float(np.percentile(times_ms, 99)),
-        "blocks": plan["Shared Hit Blocks"] + plan["Shared Read Blocks"],
-        "plan": list(dict.fromkeys(_nodes(plan))),
+        "blocks": sum(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] for plan in plans),
+        "plan": list(dict.fromkeys(node for plan in plans for node in _nodes(plan))),
     }
 
 
@@ -225,10 +233,70 @@ def _nodes(plan: dict[str, Any]) -> Iterator[str]:
             yield from _nodes(child)
 
 
+# ---- pages of the API, with all they ask -----------------------------------------------------------------------------
+
+
+class Watched(Database):
+    """Keeps what was asked."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(dsn)
+        self.asked: list[Statement] = []
+
+    async def rows(
+        self, kind: type[Row], query: LiteralString, parameters: Mapping[str, object] | None = None
+    ) -> list[Row]:
+        self.asked.append((query, dict(parameters or {})))
+        return await super().rows(kind, query, parameters)
+
+
+Page: TypeAlias = Callable[[Site], Awaitable[int]]
+
+
+def pages(table: Table) -> dict[str, Page]:
+    """What the completeness page (采集成功率) asks for; each tells how many rows it shows."""
+    last = (table.first + table.days * DAY).date()
+    day, month = Days(last - DAY, last), Days(last - min(30, table.days) * DAY, last)
+
+    async def by_area(site: Site) -> int:
+        return len((await completeness(site, month, by="area")).groups)
+
+    async def of_points(site: Site) -> int:
+        return len((await completeness(site, day, by="point", area="A1")).groups)
+
+    async def missing(site: Site) -> int:
+        return len((await gaps(site, day)).gaps)
+
+    return {
+        "completeness page: areas, a month": by_area,
+        "completeness page: an area's meters, a day": of_points,
+        "completeness page: gaps of a day": missing,
+    }
+
+
+def ask_page(line: Line, what: str, page: Page) -> Document:
+    """As the API's own code does it, from the call to the answer as objects."""
+
+    async def run() -> tuple[list[float], int, list[Statement]]:
+        database = Watched(line.here.dsn)
+        site = Site(database, SystemClock(), ZoneInfo("UTC"))
+        rows = await page(site)
+        statements, times_ms = list(database.asked), []
+        for _ in range(line.effort.queries):
+            begin_s = time.perf_counter()
+            await page(site)
+            times_ms.append(1000 * (time.perf_counter() - begin_s))
+        await database.close()
+        return times_ms, rows, statements
+
+    times_ms, rows, statements = asyncio.run(run())
+    return _told(line.connection, what, times_ms, rows, statements)
+
+
 def growth(line: Line, steps: Sequence[int], ingestors: Sequence[int], say: Callable[[str], None]) -> list[Document]:
     """For each number of days: rates and queries."""
     line.empty()
-    line.connection.execute("TRUNCATE interval, interval_version, load, completeness_day, completeness_area_day")
+    line.connection.execute("TRUNCATE interval, interval_version, load, completeness_day, completeness_area_day, gap")
     table = Table(line, max(steps))
     told = []
     for days in steps:
@@ -236,6 +304,7 @@ def growth(line: Line, steps: Sequence[int], ingestors: Sequence[int], say: Call
         table.fill(days)
         say(f"asking with {days} days on record")
         asked = [ask(line.connection, query) for query in queries(line, table)]
+        asked += [ask_page(line, what, page) for what, page in pages(table).items()]
         told.append(
             {"days": days, "rows": days * MARKS * line.meter_ids.size, **table.rates(ingestors), "queries": asked}
         )

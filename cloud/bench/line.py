@@ -43,7 +43,7 @@ Document = dict[str, Any]
 class Effort:
     """How much is measured. ``rows``: of a turn, by rows a message."""
 
-    rounds: int = 5
+    rounds: int = 3
     meters: int = 10_000
     gateways: int = 100
     warm: bool = True  # a turn that does not count before those that do
