@@ -6,11 +6,12 @@ paho-mqtt runs its own thread; what comes in waits in ``inbox``, which the broke
 import logging
 import queue
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage, MQTTv5
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -28,6 +29,8 @@ RECEIVE_MAX: Final = 2_000
 # and asked for again by a new connection once the rest is stored.
 INBOX_BYTES_MAX: Final = 200_000_000
 RECEIPTS_IN_FLIGHT: Final = 1_000
+CONTENT_TYPE_ID: Final = 0x03  # MQTT 5.0, 2.2.2.2
+PACKETS_AT_ONCE: Final = 100  # then it writes, and looks after its keepalive
 SESSION_EXPIRY_S: Final = 24 * 3600
 KEEPALIVE_S: Final = 20
 RECEIPTS_QUEUED_MAX: Final = 10_000  # what is beyond is not sent, and its gateway asks again
@@ -49,6 +52,45 @@ class Delivery:
     connection: int
 
 
+class _Client(Client):
+    """paho, quicker with many small messages. It asks `select` before each packet and builds an object of all
+    properties for each message: half of what a message with one row costs."""
+
+    take: Callable[[str, bytes, str, int, int], None]  # topic, payload, content type, packet, QoS
+    publishes = 0
+
+    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
+        for _ in range(PACKETS_AT_ONCE):
+            before = self.publishes
+            code = super().loop_read(max_packets)
+            if code or self.publishes == before:
+                return code
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        """What our gateways send: QoS 0 or 1, with no property or a content type alone. All else is paho's."""
+        self.publishes += 1
+        packet = self._in_packet["packet"]
+        qos = self._in_packet["command"] >> 1 & 3
+        topic_end = 2 + int.from_bytes(packet[:2], "big")
+        properties = topic_end + 2 * qos
+        if qos < 2 and properties < len(packet):
+            length = packet[properties]  # in one byte below 128
+            end = properties + 1 + length
+            alone = length > 3 and packet[properties + 1] == CONTENT_TYPE_ID
+            alone = alone and 3 + int.from_bytes(packet[properties + 2 : properties + 4], "big") == length
+            if end <= len(packet) and (length == 0 or (length < 128 and alone)):
+                try:
+                    topic = packet[2:topic_end].decode()
+                    content_type = packet[properties + 4 : end].decode()
+                except UnicodeDecodeError:
+                    return super()._handle_publish()
+                mid = int.from_bytes(packet[topic_end:properties], "big")
+                self.take(topic, bytes(packet[end:]), content_type, mid, qos)
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
+        return super()._handle_publish()
+
+
 class Broker:
     """Connects and reconnects for ever, from ``start`` to ``stop``."""
 
@@ -68,7 +110,7 @@ class Broker:
         self._connection = 0
         self._resumed = False
         self._refused = ""
-        self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTv5, manual_ack=True)
+        self._client = _Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTv5, manual_ack=True)
         self._client.username_pw_set(settings.username, settings.password)
         if settings.tls:
             self._client.tls_set(ca_certs=settings.ca, certfile=settings.certificate, keyfile=settings.key)
@@ -79,6 +121,7 @@ class Broker:
         self._client.on_disconnect = self._on_disconnect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_message = self._on_message
+        self._client.take = self._take
 
     @property
     def connected(self) -> bool:
@@ -183,20 +226,18 @@ class Broker:
         logger.info("broker connected host=%s port=%s session=%s", *self._address, session)
 
     def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
-        size = len(message.payload)
-        if self.waiting and self.waiting_bytes + size > INBOX_BYTES_MAX:
+        content_type = getattr(message.properties, "ContentType", "")
+        self._take(message.topic, bytes(message.payload), content_type, message.mid, message.qos)
+
+    def _take(self, topic: str, payload: bytes, content_type: str, packet: int, qos: int) -> None:
+        if self.waiting and self.waiting_bytes + len(payload) > INBOX_BYTES_MAX:
             if not self._let_go:
                 self._let_go = True
                 logger.warning("broker: %d MB wait for the database; letting go of more", INBOX_BYTES_MAX // 1_000_000)
             return
-        content_type = getattr(message.properties, "ContentType", None) or MSGPACK
         self._came += 1
-        self._came_bytes += size
-        self.inbox.put(
-            Delivery(
-                Message(message.topic, bytes(message.payload), content_type), message.mid, message.qos, self._connection
-            )
-        )
+        self._came_bytes += len(payload)
+        self.inbox.put(Delivery(Message(topic, payload, content_type or MSGPACK), packet, qos, self._connection))
 
     @property
     def _address(self) -> tuple[str, int]:

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 ROWS_PER_TRANSACTION: Final = 20_000
 BYTES_PER_TRANSACTION: Final = 16_000_000
 COLLECT_S: Final = 0.05
+GAP_S: Final = 0.01  # nothing came for so long: what is there goes
 IDLE_S: Final = 0.25
 RETRY_S: Final = (0.2, 5.0)
 UNKNOWN_RELOAD_S: Final = 2.0  # how often an unknown meter may make us read the registry again
@@ -149,6 +150,7 @@ class Worker:
         self._looked_at = float("-inf")
         self._compacted_at = float("-inf")
         self._saw_unknown = True  # perhaps before a restart
+        self._replay_due = False
         self._saw_aside = True
         self._trouble = ""
         self._warned: dict[tuple[str, str], float] = {}
@@ -193,7 +195,7 @@ class Worker:
         rows = size = 0
         deadline = None
         while rows < ROWS_PER_TRANSACTION and size < BYTES_PER_TRANSACTION:
-            left = IDLE_S if deadline is None else max(0.0, deadline - self._clock.monotonic())
+            left = IDLE_S if deadline is None else min(GAP_S, max(0.0, deadline - self._clock.monotonic()))
             try:
                 delivery = self._broker.inbox.get(timeout=left)
             except queue.Empty:
@@ -310,12 +312,14 @@ class Worker:
         changed = fresh != installations
         if changed or keep != self._known.keep:
             self._known = Known(fresh, keep, self._known.full)
-        if changed and self._saw_unknown:
+        self._replay_due |= changed
+        if self._replay_due:  # whoever set it aside: another ingestor may be gone
             done = replay(connection, self._clock.now(), reason="unknown_meter")
             self._metrics.rows_stored(done.rows)
             if done.settled:
                 logger.info("quarantine replayed entries=%d rows=%d", done.settled, done.rows.total())
             self._saw_unknown = done.settled < done.entries
+            self._replay_due = False  # only now: a database that went away meanwhile is asked again
         self._loaded_at = self._clock.monotonic()
 
     def _compact(self, connection: Connection, *, idle: bool) -> None:

@@ -35,6 +35,10 @@ class Address:
     passwords: dict[str, str] = field(repr=False)
     ingest_options: tuple[str, ...] = ()
 
+    @property
+    def keeps_sessions(self) -> bool:
+        return "--fresh-session" not in self.ingest_options
+
 
 # Brokers of our own: on those of the whole run other rooms' tests leave retained messages.
 @pytest.fixture(scope="package")
@@ -88,9 +92,14 @@ class Gateway:
         self._client.subscribe(topic(name, Topic.RECEIPT), 1)
         self._client.loop_start()
 
-    def publish(self, last: Topic, payload: bytes, *, content_type: str = MSGPACK, retain: bool = False) -> None:
+    def publish(
+        self, last: Topic, payload: bytes, *, content_type: str = MSGPACK, retain: bool = False, note: str = ""
+    ) -> None:
         properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-        properties.ContentType = content_type
+        if content_type:
+            properties.ContentType = content_type
+        if note:
+            properties.UserProperty = ("note", note)
         self._client.publish(topic(self.name, last), payload, 1, retain, properties).wait_for_publish(10)
 
     def close(self) -> None:
@@ -110,22 +119,26 @@ def gateway(broker: Address) -> Iterator[Gateway]:
     opened.close()
 
 
-Start = Callable[[], "subprocess.Popen[Any]"]
+Start = Callable[..., "subprocess.Popen[Any]"]
 
 
 @pytest.fixture
 def start_ingest(store_dsn: str, broker: Address, tmp_path: Path) -> Iterator[Start]:
-    """Starts `gridloom ingest` and waits until it listens; the same session however often it is started."""
+    """Starts `gridloom ingest` with further options and waits until it listens, or until all its ``workers`` do; the
+    same session however often it is started."""
     name = uuid4().hex
     started: list[subprocess.Popen[Any]] = []
     log_path = tmp_path / "ingest.log"
     main = "from cloud.gridloom import main; main()"
+    expected = 0
 
-    def start() -> "subprocess.Popen[Any]":
+    def start(*options: str, workers: int = 1) -> "subprocess.Popen[Any]":
+        nonlocal expected
+        expected += workers
         with log_path.open("ab") as log:
             started.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", main, "ingest", "--name", name, *broker.ingest_options],
+                    [sys.executable, "-c", main, "ingest", "--name", name, *broker.ingest_options, *options],
                     env={
                         **os.environ,
                         "GRIDLOOM_DSN": store_dsn,
@@ -136,27 +149,32 @@ def start_ingest(store_dsn: str, broker: Address, tmp_path: Path) -> Iterator[St
                     stderr=log,
                 )
             )
-        eventually(lambda: log_path.read_text().count("broker connected") >= len(started))
+        eventually(lambda: log_path.read_text().count("broker connected") >= expected)
         return started[-1]
 
     yield start
     for process in started:
         stop(process)
-    drop_session(broker, f"gridloom-ingest-{name}")
+    for suffix in ("", "-1", "-2"):
+        drop_session(broker, f"gridloom-ingest-{name}{suffix}")
 
 
-def drop_session(broker: Address, client_id: str) -> None:
-    """So that the next test's messages are not shared with a session that nobody serves any more."""
+def drop_session(broker: Address, client_id: str) -> bool:
+    """So that the next test's messages are not shared with a session that nobody serves any more. Returns whether the
+    broker held one."""
     client = Client(CallbackAPIVersion.VERSION2, client_id, protocol=MQTTv5)
     client.username_pw_set("cloud", broker.passwords["cloud"])
+    held: list[bool] = []
+    client.on_connect = lambda _client, _data, flags, _reason, _properties: held.append(flags.session_present)
     url = urlsplit(broker.url)
-    client.connect(url.hostname or "", url.port or 1883, clean_start=True)
+    client.connect(url.hostname or "", url.port or 1883, clean_start=not broker.keeps_sessions)
     client.loop_start()
-    deadline = time.monotonic() + 5
-    while not client.is_connected() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    client.disconnect()
+    eventually(lambda: held, 5)
+    ended = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]
+    ended.SessionExpiryInterval = 0
+    client.disconnect(properties=ended)
     client.loop_stop()
+    return held[0]
 
 
 def eventually(check: Callable[[], object], timeout_s: float = 15) -> None:

@@ -64,7 +64,9 @@ def test_what_is_malformed_is_set_aside_and_nothing_stops(
     assert process.poll() is None
 
 
-def test_a_json_batch_is_as_good(gateway: Gateway, start_ingest: Start, connection: Connection) -> None:
+def test_a_json_batch_is_as_good_whatever_else_is_said_of_it(
+    gateway: Gateway, start_ingest: Start, connection: Connection
+) -> None:
     start_ingest()
     document = {
         "version": 1, "gateway": "gw-1", "epoch": EPOCH, "seq": 1, "kind": "energy", "sent_at": to_us(START),
@@ -74,9 +76,12 @@ def test_a_json_batch_is_as_good(gateway: Gateway, start_ingest: Start, connecti
             "energy_import_wh": [12, None],
         },
     }  # fmt: skip
+    gateway.publish(Topic.ENERGY, msgspec.json.encode({**document, "seq": 2}), content_type=JSON, note="by hand")
+    gateway.publish(Topic.ENERGY, payload(Kind.ENERGY, 3, [energy_row("m001", 3)]), content_type="")
     gateway.publish(Topic.ENERGY, msgspec.json.encode(document), content_type=JSON)
-    eventually(lambda: gateway.receipted)
-    assert connection.execute("SELECT energy_import_wh FROM energy_sample ORDER BY 1").fetchall() == [(12,), (None,)]
+    eventually(lambda: len(gateway.receipted) == 3)
+    found = connection.execute("SELECT energy_import_wh FROM energy_sample ORDER BY 1").fetchall()
+    assert found == [(12,), (12,), (30,), (None,), (None,)]
 
 
 def test_rows_of_an_unknown_meter_are_stored_by_themselves_after_its_import(
@@ -152,10 +157,12 @@ def test_a_killed_ingestor_loses_nothing_and_doubles_nothing(
     assert counts == (2 * batches, 2 * batches)
 
 
-def test_it_stops_cleanly_when_asked(start_ingest: Start) -> None:
-    process = start_ingest()
+@pytest.mark.parametrize("options", [(), ("--workers", "1")])
+@pytest.mark.parametrize("empty_database", ["embedded"], indirect=True)
+def test_it_stops_cleanly_when_asked(start_ingest: Start, options: tuple[str, ...]) -> None:
+    process = start_ingest(*options)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(3) == 0
+    assert process.wait(5) == 0
 
 
 def test_receipts_join_neighbouring_seqs() -> None:
