@@ -243,3 +243,19 @@ def test_silence_shows(store: Store, mailbox: Mailbox) -> None:
     reasons = store.connection.execute("SELECT DISTINCT state, reason FROM loss_day WHERE area_id = %s", (area,))
     assert reasons.fetchall() == [("not_computable", f"no reading all day from {quiet}; visit or replace")]
     assert one(store, "SELECT subject FROM alert WHERE rule = 'meter_silent'") == (f"meter:{quiet}",)
+
+
+def test_work_rolls_power_up_and_lets_go_of_what_is_too_old(store: Store, mailbox: Mailbox) -> None:
+    row = {"meter": 1, "at": START, "old": START - timedelta(days=4 * 365)}
+    store.connection.execute(
+        "INSERT INTO power_sample (meter_id, at, gateway_at, quality, active_power_w, batch_id)"
+        " VALUES (%(meter)s, %(at)s, %(at)s, 0, 750, 1)",
+        row,
+    )
+    store.connection.execute("INSERT INTO dirty_hour VALUES (date_trunc('hour', %(at)s), ARRAY[%(meter)s])", row)
+    store.connection.execute("INSERT INTO event VALUES ('gw-a1', NULL, NULL, %(old)s, 'queue_evicted', '{}', 1)", row)
+    settle(cycle_of(store, mailbox, FakeClock(START + timedelta(minutes=1))))
+    assert one(store, "SELECT meter_id, active_power_mean_w FROM power_hour") == (1, 750)
+    assert one(store, "SELECT meter_id, active_power_mean_w FROM power_day") == (1, 750)
+    assert one(store, "SELECT count(*) FROM event") == (0,)
+    assert one(store, "SELECT count(*) FROM dirty_hour") == (0,)
