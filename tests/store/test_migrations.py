@@ -119,7 +119,13 @@ def test_a_database_that_does_not_answer_is_one_clear_line(monkeypatch: pytest.M
         ("gridloom_work", "UPDATE interval SET quality = 0", False),
         ("gridloom_work", "INSERT INTO energy_sample (meter_id, at, gateway_at, quality, batch_id) VALUES"
          " (1, now(), now(), 0, 1)", False),
+        ("gridloom_work", "DELETE FROM power_sample", False),
+        ("gridloom_work", "SELECT * FROM retain(now(), 1)", True),
+        ("gridloom_work", "UPDATE retention SET keep = NULL", False),
+        ("gridloom_ingest", "INSERT INTO dirty_hour VALUES (now(), '{1}')", True),
         ("gridloom_api", "SELECT * FROM interval_current", True),
+        ("gridloom_api", "SELECT * FROM retain(now(), 1)", False),
+        ("gridloom_grafana", "SELECT * FROM power_hour JOIN power_day USING (meter_id)", True),
         ("gridloom_api", "SELECT hash FROM api_key", True),
         ("gridloom_api", "INSERT INTO power_sample (meter_id, at, gateway_at, quality, batch_id) VALUES"
          " (1, now(), now(), 0, 1)", False),

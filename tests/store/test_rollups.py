@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, LiteralString
+from zoneinfo import ZoneInfo
 
 import psycopg
 import pytest
 from psycopg.sql import SQL
 
+from cloud.jobs.calendar import Calendar
+from cloud.jobs.derive import drain, open_session
 from cloud.jobs.retention import retain
 from cloud.jobs.rollups import roll_up
 from cloud.store.installations import load_installations
@@ -166,6 +169,27 @@ def test_late_rows_into_compressed_chunks_reach_hour_and_day(registered: Connect
     assert hours(registered, "active_power_mean_w", "m002") == [(DAY, 5), (DAY + 5 * HOUR, 6)]
     registered.execute("SELECT compress_chunk(chunk) FROM show_chunks('power_sample') AS chunk")  # sorts them in
     assert registered.execute("SELECT count(*), sum(active_power_w) FROM power_sample").fetchone() == (6, 1211)
+
+
+def test_late_energy_also_into_compressed_chunks_is_a_new_version(registered: Connection) -> None:
+    calendar = Calendar(ZoneInfo("Asia/Shanghai"))
+    open_session(registered)
+
+    def read(*marks: int) -> list[tuple[Any, ...]]:
+        rows = [Row("m001", DAY + k * STEP, DAY + k * STEP, None, 0, {"energy_import_wh": 100 * k}) for k in marks]
+        with registered.transaction():
+            made = batch(Kind.ENERGY, next(_seq), rows)
+            assert store(registered, [made], load_installations(registered), NOW).rows["energy"] == len(rows)
+        while drain(registered, calendar, NOW, chunks_max=4):
+            pass
+        return registered.execute(
+            "SELECT start, energy_import_wh FROM interval_current WHERE energy_import_wh IS NOT NULL ORDER BY start"
+        ).fetchall()
+
+    assert read(4, 3, 0, 1) == [(DAY, 100), (DAY + 3 * STEP, 100)]
+    if probe(registered) is Edition.COMMUNITY:
+        registered.execute("SELECT compress_chunk(chunk) FROM show_chunks('energy_sample') AS chunk")
+    assert read(2) == [(DAY + k * STEP, 100) for k in range(4)]
 
 
 def test_the_newest_hour_is_there_before_any_policy_ran(registered: Connection) -> None:
