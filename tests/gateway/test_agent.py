@@ -234,6 +234,7 @@ def test_a_demand_response_event_opens_relays_and_closes_them(embedded_broker: B
             it.start()
             await until(lambda: any(status.online for status in there.statuses))
             command = shed(it.clock, "m001", "m101", "m999", start_s=60, end_s=300)
+            assert isinstance(command.body, Shed)
             await there.send("gw-1", command)
             await until(lambda: it.modbus.relays == {1: False} and it.dlt645.relays == {101: False})
             assert it.clock.now() >= from_us(command.body.start)
