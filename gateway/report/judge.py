@@ -5,11 +5,12 @@ meter in order passes at no load. A comparison is made only where every value it
 """
 
 from collections.abc import Iterator
+from statistics import median
 from typing import Final
 
 from gateway.report.model import Clock, Day, Exchange, Finding, Level, Text, Value
 
-NOMINAL_V: Final = (57.7, 63.5, 100.0, 110.0, 220.0, 230.0, 240.0, 277.0, 380.0, 400.0)
+NOMINAL_V: Final = (57.7, 63.5, 100.0, 110.0, 120.0, 220.0, 230.0, 277.0, 380.0, 400.0)
 MISSING_SHARE: Final = 0.1  # of the nominal voltage: below, the phase is not there
 HIGH_SHARE, LOW_SHARE = 1.07, 0.90
 LOADED_A: Final = 0.05  # below, ratios of currents and powers say nothing
@@ -78,8 +79,9 @@ def _silent(reason: str) -> Finding:
 def nominal_v(voltages: list[float]) -> float | None:
     """The nominal phase voltage the readings are of; None where they are of none."""
     highest = max(voltages, default=0.0)
-    nearest = min(NOMINAL_V, key=lambda nominal: abs(highest / nominal - 1))
-    return nearest if abs(highest / nearest - 1) < 0.2 else None
+    usual = median([voltage for voltage in voltages if voltage >= MISSING_SHARE * highest] or [0.0])
+    nearest = min(NOMINAL_V, key=lambda nominal: abs(usual / nominal - 1))
+    return nearest if abs(usual / nearest - 1) < 0.2 else None
 
 
 def _voltages(phases: int, read: dict[str, float | None]) -> Iterator[Finding]:
