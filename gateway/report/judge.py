@@ -4,6 +4,7 @@ Limits: voltage of 220 V customers +7 % and -10 % (GB/T 12325); the rest are thr
 meter in order passes at no load. A comparison is made only where every value it needs was read.
 """
 
+import math
 from collections.abc import Iterator
 from statistics import median
 from typing import Final
@@ -13,6 +14,7 @@ from gateway.report.model import Clock, Day, Exchange, Finding, Level, Text, Val
 NOMINAL_V: Final = (57.7, 63.5, 100.0, 110.0, 120.0, 220.0, 230.0, 277.0, 380.0, 400.0)
 MISSING_SHARE: Final = 0.1  # of the nominal voltage: below, the phase is not there
 HIGH_SHARE, LOW_SHARE = 1.07, 0.90
+LIVE_V: Final = 5.0  # a phase below carries no current either, which then is no finding of its own
 LOADED_A: Final = 0.05  # below, ratios of currents and powers say nothing
 POWER_FACTOR_LOW: Final = 0.5
 CLOCK_LOOK_S, CLOCK_FAULT_S = 60.0, 300.0
@@ -133,8 +135,9 @@ def _currents(phases: int, read: dict[str, float | None]) -> Iterator[Finding]:
     highest = max(abs(value) for value in currents.values())
     if highest < 20 * LOADED_A:
         return
+    dead = {i for i in currents if (volts := read.get(f"voltage_l{i}_v")) is not None and abs(volts) < LIVE_V}
     for i, value in currents.items():
-        if abs(value) < 0.01 * highest:
+        if abs(value) < 0.01 * highest and i not in dead:
             yield _finding(
                 "look",
                 "current_missing",
@@ -266,11 +269,12 @@ def _completeness(days: tuple[Day, ...]) -> Iterator[Finding]:
     if not due or collected / due >= COMPLETE_LOOK:
         return
     share = collected / due
+    told = percent(share)
     yield _finding(
         "fault" if share < COMPLETE_FAULT else "look",
         "incomplete",
-        f"采集完整率 {share:.1%}，缺 {due - collected} 个点",
-        f"{share:.1%} complete: {due - collected} marks are missing",
+        f"采集完整率 {told}，缺 {due - collected} 个点",
+        f"{told} complete: {due - collected} marks are missing",
         "网关会自动从电表的负荷曲线补采；隔日再看，仍缺则电表没有存储该时段",
         "The gateway reads them from the meter's memory by itself; what is missing tomorrow the meter does not hold",
     )
@@ -287,3 +291,8 @@ def duration(seconds: float) -> str:
     if seconds < 7_200:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} d"
+
+
+def percent(share: float) -> str:
+    """Never 100 % while something is missing."""
+    return f"{math.floor(share * 1000) / 10:.1f}%"

@@ -20,6 +20,7 @@ from gateway.report.judge import (
     LOW_SHARE,
     duration,
     nominal_v,
+    percent,
 )
 from gateway.report.model import Finding, Level, MeterFacts, Report, State, Text, Value
 
@@ -173,7 +174,7 @@ class _Page:
                        "good" if asked and found == len(asked) else "fault" if asked else None),
             self._tile("时钟在 1 分钟内", "Clocks within 1 min", clocks_told,
                        None if not clocks else "good" if right == len(clocks) else "look"),
-            self._tile("采集完整率", "Complete", "–" if share is None else f"{_percent(share)}", _share_state(share)),
+            self._tile("采集完整率", "Complete", "–" if share is None else f"{percent(share)}", _share_state(share)),
             self._tile("应答时间（中位）", "Reply time, median",
                        f"{replies[len(replies) // 2]:.0f}<small> ms</small>" if replies else "–", None),
             self._tile("已证实的寄存器", "Verified registers",
@@ -181,7 +182,7 @@ class _Page:
         ]  # fmt: skip
         queue = self._report.queue
         if queue is not None:
-            when = self._at(queue.receipt_at)
+            when = self._at(queue.receipt_at)[5:] if queue.receipt_at else "无回执 no receipt"
             tiles.append(
                 self._tile("待上送批次", "Batches waiting", f"{queue.batches}<small> · {when}</small>",
                            "look" if queue.receipt_at is None else "good")
@@ -309,7 +310,7 @@ class _Page:
         for meter in chosen:
             parts.append(_label(left - 8, y + 14, _short(meter.name, 18), anchor="end"))
             parts += self._cells(meter, days, left, y, cell, row - 3)
-            parts.append(_label(992, y + 14, "–" if meter.share is None else _percent(meter.share), "strong", "end"))
+            parts.append(_label(992, y + 14, "–" if meter.share is None else percent(meter.share), "strong", "end"))
             y += row
         note = ""
         if len(chosen) < len(meters):
@@ -355,7 +356,7 @@ class _Page:
                 volts = amperes = "–"
             energy = meter.value("energy_import_wh")
             offset = "–" if meter.clock is None else _signed(meter.clock.offset_s)
-            share = "–" if meter.share is None else _percent(meter.share)
+            share = "–" if meter.share is None else percent(meter.share)
             rows.append(
                 f'<tr class="{meter.state}"><td><span class="mark" title="{escape(text.en)}">{mark}</span></td>'
                 f'<th scope="row"><a href="#{self._ids[meter.name]}">{escape(meter.name)}</a>'
@@ -562,11 +563,6 @@ def _share_state(share: float | None) -> State | None:
     if share is None:
         return None
     return "good" if share >= COMPLETE_LOOK else "look" if share >= COMPLETE_FAULT else "fault"
-
-
-def _percent(share: float) -> str:
-    """Never 100 % while something is missing."""
-    return f"{math.floor(share * 1000) / 10:.1f}%"
 
 
 def _plain(value: float | None, decimals: int) -> str:
