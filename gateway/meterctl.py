@@ -64,6 +64,8 @@ Copy and run:
   meterctl read site.toml meter-1 00010000
   meterctl run site.toml
   meterctl status site.toml
+  meterctl why --file capture.txt
+  meterctl report site.toml -o report.html
   meterctl decode 6861010000000068910833333433593333338A16
   meterctl templates
   meterctl bench --quick

@@ -851,7 +851,8 @@ class _Case:
         ends = best.ends
         alike = [str(one.ends.sender).split()[1] for one in group if _weight(one) > _weight(best) - 3]
         formats = " or ".join(dict.fromkeys(alike))
-        evidence = list(_recovered(best, self.asked))
+        framed = next((one for one in group if one.grammar != "any"), best)
+        evidence = list(_recovered(framed, self.asked))
         evidence.append(f"this reading is 2^{best.found.bits:.0f} times likelier than chance")
         port = str(own) if own else "the port's setting"
         if ends.inverted:
@@ -918,7 +919,7 @@ def _recovered(suspect: Suspect, asked: AnyFrame | None) -> Iterator[str]:
     if not shown and suspect.grammar != "any":
         for recovered in suspect.found.frames[:FRAMES_SHOWN]:
             told = " ".join("??" if byte is None else f"{byte:02X}" for byte in recovered[:40])
-            yield f"read so, {_NAMES[suspect.grammar]} fits, as far as its bits were caught: {told}"
+            yield f"read so, {_NAMES[suspect.grammar]} fits (?? could not be told): {told}"
     elif not shown:
         yield "every level lasts several of the port's bits, as a slower sender's do"
 
@@ -1189,7 +1190,7 @@ class _Bytes(click.ParamType[bytes]):
     "why",
     epilog="""\b
 Copy and run:
-  meterctl why F8F8F8F8809E069E0000000000809E06F8781E601E60 --baud 4800 --protocol dlt645-2007
+  meterctl why F8F8F8F8809E069E0000000000809E06F8781E601E60 --baud 4800 --parity N --protocol dlt645-2007
   meterctl why --file capture.txt --baud 2400 --parity E
   meterctl why 0103040A3D4366D93D --request 010300000002C40B --expect-value 230
   meterctl why --silent --baud 9600 --parity E
