@@ -1132,7 +1132,7 @@ def read_capture(raw: bytes) -> Capture:
     if not chunks:
         return Capture(b"" if not text.strip() or text.startswith("#") else raw)
     sent = {chunk.raw for chunk in chunks if chunk.direction == "out"}
-    came = b"".join(chunk.raw for chunk in chunks if chunk.direction == "in")
+    came = b"".join(chunk.raw for chunk in chunks if chunk.direction != "out")
     head = text.splitlines()[0]
     protocol, setting = (re.search(pattern, head) for pattern in (r"protocol=(\S+)", r"setting=(\d+) (\d)([NEO])(\d)"))
     known = protocol is not None and protocol[1] in get_args(Protocol)
