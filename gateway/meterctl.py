@@ -34,7 +34,11 @@ SITE = click.argument("site", type=click.Path(exists=True, dir_okay=False, path_
 
 
 # Imported only when asked for: the agent, which runs for years, keeps what only they need out of its memory.
-LAZY = {"bench": "gateway.bench:bench_command", "why": "gateway.why:why_command"}
+LAZY = {
+    "bench": "gateway.bench:bench_command",
+    "report": "gateway.report.command:report_command",
+    "why": "gateway.why:why_command",
+}
 
 
 class _Commands(click.Group):
@@ -60,6 +64,8 @@ Copy and run:
   meterctl read site.toml meter-1 00010000
   meterctl run site.toml
   meterctl status site.toml
+  meterctl why --file capture.txt
+  meterctl report site.toml -o report.html
   meterctl decode 6861010000000068910833333433593333338A16
   meterctl templates
   meterctl bench --quick

@@ -294,8 +294,11 @@ class _Line:
         self._seek(paths, 0, not self._flip, edges, [])
         return edges
 
-    def hear(self, paths: list[_Path], byte: int) -> tuple[list[_Path], list[_Path]]:
-        """(those at the next edge, those whose frame is over) when ``byte`` is what the receiver made of it."""
+    def hear(self, paths: list[_Path], byte: int, gain: float) -> tuple[list[_Path], list[_Path]]:
+        """(those at the next edge, those whose frame is over) when ``byte`` is what the receiver made of it.
+
+        ``gain``: how unlikely the byte is by chance.
+        """
         for i, places in enumerate(self._samples):
             level = byte >> i & 1
             if len(places) == 1:
@@ -305,7 +308,6 @@ class _Line:
                 paths = _merge(fallen, self._paths_max)
             if not paths:
                 return [], []
-        gain = float(self._heard_bits)
         edges: list[_Path] = []
         over: list[_Path] = []
         for at, share in self._stop:
@@ -400,6 +402,9 @@ def _bits(path: _Path) -> float:
 def weigh(heard: Sequence[int], ends: Ends, frames: Frames, *, paths_max: int = PATHS_MAX) -> Found:
     """How well frames sent by ``ends.sender`` explain ``heard``; noise may stand before and between them."""
     line = _Line(ends, frames, paths_max)
+    data_bits = ends.receiver.data_bits
+    # A slower sender is told by its long levels, which are a habit as well.
+    chance = _chance(heard, data_bits) if ends.ratio >= 1 else [float(data_bits)] * len(heard)
     open_paths: list[_Path] = []
     rest: tuple[float, tuple[_Past, ...]] = (0.0, ())  # the likeliest with no frame open
     best, is_cut, is_after = rest, False, False
@@ -408,7 +413,7 @@ def weigh(heard: Sequence[int], ends: Ends, frames: Frames, *, paths_max: int = 
             break
         if is_after or not open_paths:
             open_paths += line.begin(rest[0] + (NEXT_BITS if is_after else BEGIN_BITS), rest[1])
-        open_paths, over = line.hear(open_paths, byte)
+        open_paths, over = line.hear(open_paths, byte, chance[i])
         is_after = False
         for _, _, _, bits, past, before in over:
             if bits > rest[0]:
@@ -419,6 +424,16 @@ def weigh(heard: Sequence[int], ends: Ends, frames: Frames, *, paths_max: int = 
             _, mask, _, bits, past, before = open_paths[0]
             best, is_cut = (bits + CUT_BITS, (*before, (mask, past))), True
     return Found(best[0], tuple(_history(past) for past in best[1]), is_cut)
+
+
+def _chance(heard: Sequence[int], data_bits: int) -> list[float]:
+    """Bits that each byte takes to tell, by how often each of its bits was set before: noise may have a habit, too."""
+    ones, bits = [0.5] * data_bits, []
+    for count, byte in enumerate(heard, 1):
+        shares = [(one if byte >> i & 1 else count - one) / count for i, one in enumerate(ones)]
+        bits.append(min(float(data_bits), -sum(map(math.log2, shares))))
+        ones = [one + (byte >> i & 1) for i, one in enumerate(ones)]
+    return bits
 
 
 def _history(past: _Past) -> tuple[int | None, ...]:
@@ -441,9 +456,12 @@ SEEN_BITS: Final = 2.2  # a byte; a slower sender betrays itself by more
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
+    """``assumes_sums``: only frames with right checksums were followed."""
+
     ends: Ends
     grammar: Grammar
     found: Found
+    assumes_sums: bool
 
 
 def suspects(
@@ -463,8 +481,9 @@ def suspects(
         sender: SerialSetting, grammar: Grammar, size: int, *, inverted: bool = False, paths_max: int = PATHS_MAX
     ) -> None:
         ends = Ends(sender, receiver, inverted)
-        frames = Frames(grammar, request, sums=inverted or bool(request))
-        found.append(Suspect(ends, grammar, weigh(heard[:size], ends, frames, paths_max=paths_max)))
+        sums = inverted or bool(request)
+        frames = Frames(grammar, request, sums=sums)
+        found.append(Suspect(ends, grammar, weigh(heard[:size], ends, frames, paths_max=paths_max), sums))
 
     def formats(baud: int, grammar: Grammar) -> list[SerialSetting]:
         made = [SerialSetting(baud, "E"), SerialSetting(baud, "N")]
@@ -479,7 +498,7 @@ def suspects(
             for parity in _PARITIES:
                 consider(SerialSetting(baud, parity), "any", GLANCE_BYTES)
     slower = max(found, key=_strength, default=None)
-    seen_bits = SEEN_BITS * min(len(heard), GLANCE_BYTES)
+    seen_bits = SEEN_BITS * max(10, min(len(heard), GLANCE_BYTES))
     if slower is not None and slower.found.bits > seen_bits:
         for grammar in grammars:
             for sender in formats(slower.ends.sender.baud, grammar):

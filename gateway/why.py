@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias, cast, get_args
 
 import click
 
-from edge.model import Protocol, SerialSetting
-from gateway import decode
+from edge.model import Parity, Protocol, SerialSetting
+from gateway import decode, sniff
 from gateway.sniff import AnyFrame, Dlt645Language, ModbusLanguage
 from gateway.uart import COMMON_BAUD, Grammar, Suspect, suspects
 from protocols import dlt645, modbus
@@ -36,6 +36,7 @@ CONFIDENCE_MAX: Final = 0.97  # bytes alone prove nothing
 _RATIOS: Final = (9600, 1200, 2400, 4800, 19200, 38400)
 SURE_BITS: Final = 16.0  # what checks must say beyond chance before frames count as found
 CHANCE_BITS: Final = 8.0  # some hundred readings are tried, and one of them fits best by luck
+FORMAT_CHANCE_BITS: Final = 4.0  # but only a few at the port's own speed, and parity is what is mostly wrong
 
 
 class Cause(StrEnum):
@@ -818,7 +819,8 @@ class _Case:
             if group[0].ends.sender == group[0].ends.receiver and not group[0].ends.inverted:
                 return  # as it stands it is no worse
             rival = _weight(ranked[1 - i][0]) if len(ranked) > 1 else 0.0
-            odds = 2.0 ** -min(60.0, _weight(group[0]) - CHANCE_BITS) + 2.0 ** min(60.0, rival - _weight(group[0]))
+            chance = FORMAT_CHANCE_BITS if group[0].ends.ratio == 1 and not group[0].ends.inverted else CHANCE_BITS
+            odds = 2.0 ** -min(60.0, _weight(group[0]) - chance) + 2.0 ** min(60.0, rival - _weight(group[0]))
             confidence = 1 / (1 + odds)
             if confidence > 0.3:
                 self._suspect(group, own, confidence)
@@ -849,7 +851,8 @@ class _Case:
         ends = best.ends
         alike = [str(one.ends.sender).split()[1] for one in group if _weight(one) > _weight(best) - 3]
         formats = " or ".join(dict.fromkeys(alike))
-        evidence = list(_recovered(best, self.asked))
+        framed = next((one for one in group if one.grammar != "any"), best)
+        evidence = list(_recovered(framed, self.asked))
         evidence.append(f"this reading is 2^{best.found.bits:.0f} times likelier than chance")
         port = str(own) if own else "the port's setting"
         if ends.inverted:
@@ -890,7 +893,9 @@ class _Case:
 
 
 def _weight(suspect: Suspect) -> float:
-    """Frames that can be shown whole, with their checksums, count on top."""
+    """Whole frames whose checksums were not assumed, but turned out right, count on top."""
+    if suspect.found.bits < CHANCE_BITS or suspect.assumes_sums:
+        return suspect.found.bits
     return suspect.found.bits + 20 * sum(1 for _ in _verified(suspect))
 
 
@@ -914,7 +919,7 @@ def _recovered(suspect: Suspect, asked: AnyFrame | None) -> Iterator[str]:
     if not shown and suspect.grammar != "any":
         for recovered in suspect.found.frames[:FRAMES_SHOWN]:
             told = " ".join("??" if byte is None else f"{byte:02X}" for byte in recovered[:40])
-            yield f"read so, {_NAMES[suspect.grammar]} fits, as far as its bits were caught: {told}"
+            yield f"read so, {_NAMES[suspect.grammar]} fits (?? could not be told): {told}"
     elif not shown:
         yield "every level lasts several of the port's bits, as a slower sender's do"
 
@@ -1100,26 +1105,58 @@ def _all_likely(data: bytes, order: str) -> bool:
 
 # ---- the command -----------------------------------------------------------------------------------------------------
 
+_WAYS: Final = ("in", "out", "rx", "tx")
 _TIMES = re.compile(r"\d{4}-\d\d-\d\dT?[\d:.+Z-]*|\d+:\d\d(:\d\d)?(\.\d+)?Z?|\b\d+\.\d+\b")
 
 
-def read_capture(raw: bytes) -> bytes:
-    """Bytes of a file: hexadecimal text, line by line, with times and words between; otherwise the bytes themselves."""
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """What a file holds: the bytes that came, and what else it says."""
+
+    raw: bytes
+    request: bytes = b""
+    protocol: Protocol | None = None
+    setting: SerialSetting | None = None
+
+
+def read_capture(raw: bytes) -> Capture:
+    """Of ``meterctl sniff --raw``, of hexadecimal text with times and words between, or else the bytes themselves."""
     try:
         text = raw.decode("ascii")
     except UnicodeDecodeError:
-        return raw
-    out = bytearray()
+        return Capture(raw)
+    try:
+        chunks = sniff.read_capture(text)
+    except ValueError:
+        return Capture(_from_hex(text) or raw)
+    if not chunks:
+        return Capture(b"" if not text.strip() or text.startswith("#") else raw)
+    sent = {chunk.raw for chunk in chunks if chunk.direction == "out"}
+    came = b"".join(chunk.raw for chunk in chunks if chunk.direction != "out")
+    head = text.splitlines()[0]
+    protocol, setting = (re.search(pattern, head) for pattern in (r"protocol=(\S+)", r"setting=(\d+) (\d)([NEO])(\d)"))
+    known = protocol is not None and protocol[1] in get_args(Protocol)
+    return Capture(
+        # One question and what came of it; of several the whole conversation.
+        came if len(sent) == 1 else b"".join(chunk.raw for chunk in chunks),
+        sent.pop() if len(sent) == 1 else b"",
+        cast(Protocol, protocol[1]) if known and protocol else None,
+        SerialSetting(int(setting[1]), cast(Parity, setting[3]), int(setting[4]), int(setting[2])) if setting else None,
+    )
+
+
+def _from_hex(text: str) -> bytes:
+    """Nothing where the text is no hexadecimal: then it is itself what came over the line."""
+    out = ""
     for line in text.splitlines():
-        bare = _TIMES.sub(" ", line.split("#")[0].replace("0x", " ").replace("0X", " "))
-        words = [word for word in re.split(r"[\s,;|<>\-]+", bare) if word]
-        digits = [word for word in words if len(word) % 2 == 0 and re.fullmatch(r"[0-9A-Fa-f]+", word)]
-        if words and not digits:
-            if not re.fullmatch(r"[A-Za-z :._]+", line.strip() or "x"):
-                return raw  # text that is no hexadecimal was what came over the line
-            continue
-        out += bytes.fromhex("".join(digits))
-    return bytes(out) if out or not text.strip() else raw
+        bare = _TIMES.sub(" ", re.sub("0[xX]", " ", line.split("#")[0]))
+        words = [
+            word for word in re.split(r"[\s,;|<>\-]+", bare) if word and word.lower() not in ("in", "out", "rx", "tx")
+        ]
+        if not all(len(word) % 2 == 0 and re.fullmatch(r"[0-9A-Fa-f]+", word) for word in words):
+            return b""
+        out += "".join(words)
+    return bytes.fromhex(out)
 
 
 def as_document(verdict: Verdict) -> dict[str, object]:
@@ -1153,7 +1190,7 @@ class _Bytes(click.ParamType[bytes]):
     "why",
     epilog="""\b
 Copy and run:
-  meterctl why F8F8F8F8809E069E0000000000809E06F8781E601E60 --baud 4800 --protocol dlt645-2007
+  meterctl why F8F8F8F8809E069E0000000000809E06F8781E601E60 --baud 4800 --parity N --protocol dlt645-2007
   meterctl why --file capture.txt --baud 2400 --parity E
   meterctl why 0103040A3D4366D93D --request 010300000002C40B --expect-value 230
   meterctl why --silent --baud 9600 --parity E
@@ -1161,7 +1198,10 @@ Copy and run:
 )
 @click.argument("heard", metavar="[HEX]...", nargs=-1)
 @click.option(
-    "--file", "path", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="A capture: bytes or hex."
+    "--file",
+    "path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A capture: of sniff --raw, hex, or bytes.",
 )
 @click.option("--silent", is_flag=True, help="Nothing at all was heard.")
 @click.option("--protocol", type=click.Choice(get_args(Protocol)), help="What the line is set to.")
@@ -1193,24 +1233,26 @@ def why_command(
     Exit 0 when something was recognised, 1 when not.
     """
     if silent:
-        raw = b""
+        capture = Capture(b"")
     elif heard:
         line = decode.read_line(" ".join(heard))
         if line.error == "not_hex":
             raise click.BadParameter(f"hexadecimal expected: {line.detail}", param_hint="HEX")
-        raw = line.raw
+        capture = Capture(line.raw)
     elif path is not None:
         with path.open("rb") as file:
-            raw = read_capture(file.read(4 * BYTES_MAX))
+            capture = read_capture(file.read(4 * BYTES_MAX))
     elif sys.stdin.isatty():
         raise click.UsageError("no bytes: give them as HEX, with --file or on standard input; or --silent if none came")
     else:
-        raw = read_capture(sys.stdin.buffer.read(4 * BYTES_MAX))
-    setting = None
+        capture = read_capture(sys.stdin.buffer.read(4 * BYTES_MAX))
+    protocol = protocol or capture.protocol
+    setting = capture.setting
     if baud is not None:
         is_645 = protocol is not None and protocol.startswith("dlt645")
         setting = SerialSetting(baud, parity or ("E" if is_645 else "N"), stop_bits, data_bits)
-    verdicts = explain(raw, Expectation(protocol, setting, request or b"", expect_value, tolerance))
+    expected = Expectation(protocol, setting, request or capture.request, expect_value, tolerance)
+    raw, verdicts = capture.raw, explain(capture.raw, expected)
     if as_json:
         document = {"bytes": len(raw), "verdicts": [as_document(verdict) for verdict in verdicts]}
         click.echo(json.dumps(document, ensure_ascii=False, indent=2))

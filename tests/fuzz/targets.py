@@ -461,7 +461,7 @@ def wondered(raw: bytes) -> None:
 
 
 def captured(raw: bytes) -> None:
-    assert len(why.read_capture(raw)) <= len(raw)
+    assert len(why.read_capture(raw).raw) <= len(raw)
 
 
 READ_645: Final = dlt645.read("000000000161", 0x00010000)

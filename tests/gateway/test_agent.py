@@ -116,7 +116,9 @@ def energies(there: Cloud) -> tuple[Counter[tuple[str, datetime]], dict[tuple[st
 
 
 def kinds(there: Cloud) -> list[tuple[str, str | None]]:
-    return [(event.kind, event.meter) for batch in there.batches for event in batch.events]
+    """Of each event once: a batch that a kill left without a receipt comes again."""
+    batches = {(batch.epoch, batch.seq): batch for batch in there.batches}.values()
+    return [(event.kind, event.meter) for batch in batches for event in batch.events]
 
 
 def test_marks_are_swept_live_and_gaps_come_from_memory(embedded_broker: Broker, tmp_path: Path) -> None:
@@ -137,7 +139,7 @@ def test_marks_are_swept_live_and_gaps_come_from_memory(embedded_broker: Broker,
                 assert quality == Quality.BACKFILLED or (at > START and quality == Quality.GOOD)
             assert any(quality == Quality.GOOD for _, quality in values.values())
             power = [batch for batch in there.batches if batch.kind is Kind.POWER]
-            assert {batch.rows for batch in power} == {4}
+            assert max(batch.rows for batch in power) > 2, "what the lines read in one moment travels together"
             assert there.statuses[-1].meters == 4
             began = time.monotonic()
             await asyncio.to_thread(stop, process, signal.SIGTERM)
@@ -199,12 +201,46 @@ def test_marks_a_meter_has_not_are_asked_for_again_when_it_has_them(embedded_bro
             for endpoint in (it.modbus, it.dlt645):
                 endpoint.has = lambda at: has_it or at < newest
             it.start()
-            await until(lambda: len(energies(there)[0]) == 2 * 95)
+            # The process may take some marks to start: the window of a day moves on meanwhile.
+            wanted = {(meter, newest - i * timedelta(minutes=15)) for meter in ("m001", "m101") for i in range(1, 88)}
+            await until(lambda: wanted <= energies(there)[0].keys())
+            await asyncio.sleep(0.5)
             asked = len(it.modbus.asked)
             await asyncio.sleep(1.5)
             assert len(it.modbus.asked) - asked < 5, "not asked again at once"
             has_it = True
             await until(lambda: ("m001", newest) in energies(there)[0] and ("m101", newest) in energies(there)[0])
+
+    asyncio.run(scenario())
+
+
+def test_a_slow_line_holds_no_other_up(embedded_broker: Broker, tmp_path: Path) -> None:
+    """Eight meters that take half a second each; the other line's power of the mark does not wait for them."""
+
+    async def scenario() -> None:
+        async with box(tmp_path, embedded_broker, rate=60) as it, cloud(embedded_broker, "gw-1") as there:
+            it.write_site(meters=8, days=0)
+            site = it.folder / "site.toml"
+            site.write_text(site.read_text().replace("read_timeout_s = 0.6", "read_timeout_s = 5"))
+            it.dlt645.delay_s = lambda number: 0.5
+            it.start()
+            slow = {f"m{number}" for number in range(101, 109)}
+            await until(lambda: slow <= {meter for meter, _ in energies(there)[0]})
+            mark = min(at for meter, at in energies(there)[0] if meter in slow)
+            read_at = {
+                (batch.kind, batch.meters[index]): from_us(us)
+                for batch in there.batches
+                if batch.kind is not Kind.EVENTS
+                for index, at, us in zip(
+                    memoryview(batch.columns["meter_index"]).cast("H"),
+                    memoryview(batch.columns["at"]).cast("q"),
+                    memoryview(batch.columns["gateway_at"]).cast("q"),
+                    strict=True,
+                )
+                if from_us(at) == mark
+            }
+            quick = [read_at[Kind.POWER, f"m{number:03d}"] for number in range(1, 9)]
+            assert max(quick) < max(read_at[Kind.ENERGY, meter] for meter in slow)
 
     asyncio.run(scenario())
 
@@ -234,6 +270,7 @@ def test_a_demand_response_event_opens_relays_and_closes_them(embedded_broker: B
             it.start()
             await until(lambda: any(status.online for status in there.statuses))
             command = shed(it.clock, "m001", "m101", "m999", start_s=60, end_s=300)
+            assert isinstance(command.body, Shed)
             await there.send("gw-1", command)
             await until(lambda: it.modbus.relays == {1: False} and it.dlt645.relays == {101: False})
             assert it.clock.now() >= from_us(command.body.start)

@@ -135,7 +135,12 @@ def test_a_capture_is_read_back_and_why_reads_it_too(chunks: list[tuple[Directio
     text = capture_head(line) + "".join(map(capture_line, made))
     assert read_capture(text) == made
     if made:
-        assert why.read_capture(text.encode()) == b"".join(chunk.raw for chunk in made)
+        capture = why.read_capture(text.encode())
+        asked = {chunk.raw for chunk in made if chunk.direction == "out"}
+        is_one = len(asked) == 1  # then it is the question, and the rest what came of it
+        assert capture.raw == b"".join(chunk.raw for chunk in made if not is_one or chunk.direction != "out")
+        assert capture.request == (asked.pop() if is_one else b"")
+        assert (capture.protocol, capture.setting) == (line.protocol, line.setting)
 
 
 def test_a_capture_that_is_none_says_which_line() -> None:

@@ -18,7 +18,7 @@ from cloud.jobs.response import Response, Terms
 from cloud.jobs.worker import Cycle, Worker
 from cloud.settings import Mqtt, zone
 from protocols.quantities import Quality
-from protocols.uplink import Command, Outcome, Reply, Topic, decode, encode, split_topic, to_us, topic
+from protocols.uplink import Command, Outcome, Reply, Shed, Topic, decode, encode, split_topic, to_us, topic
 from simulators.ports import LOOPBACK
 from simulators.services import Broker
 from tests.conftest import BROKER_USERS
@@ -50,6 +50,7 @@ class Gateways:
 
     def reply(self, outcome: Outcome) -> None:
         for gateway, command in self.commands.values():
+            assert isinstance(command.body, Shed)
             reply = Reply(id=command.id, at=command.body.end, outcome=outcome, detail="as told")
             self.client.publish(topic(gateway, Topic.REPLY), encode(reply), qos=1).wait_for_publish(10)
 
@@ -126,6 +127,7 @@ def test_from_samples_to_a_measured_event(store: Store, mailbox: Mailbox, gatewa
     (gateway, command) = next(iter(gateways.commands.values()))
     (area,) = one(store, "SELECT subject FROM alert WHERE rule = 'forecast_above_capacity'")
     assert gateway == f"gw-{area.removeprefix('area:').lower()}"
+    assert isinstance(command.body, Shed)
     assert command.body.end - command.body.start == 30 * 60 * 1_000_000
     assert command.body.start >= to_us(clock.moment + timedelta(minutes=5))
     assert command.body.start % (900 * 1_000_000) == 0
