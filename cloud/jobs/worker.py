@@ -22,6 +22,7 @@ from cloud.jobs.response import Response
 from cloud.jobs.retention import retain
 from cloud.jobs.rollups import roll_up
 from cloud.jobs.watch import update_alerts
+from cloud.store.migrations import Edition, migrations
 from protocols.clock import Clock
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class Worker:
             try:
                 with closing(self._connect()) as connection:
                     self._lead(connection)
+                    open_session(connection)
                     self._say("at work")
                     wait_s = RETRY_S_MIN
                     cycle = Cycle(self, connection)
@@ -78,22 +80,22 @@ class Worker:
             wait_s = min(2 * wait_s, RETRY_S_MAX)
 
     def _connect(self) -> Connection:
-        connection = psycopg.connect(
+        return psycopg.connect(
             self.dsn, autocommit=True, connect_timeout=5, application_name="gridloom work", options="-c timezone=UTC"
         )
-        try:
-            open_session(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
 
     @staticmethod
     def _lead(connection: Connection) -> None:
-        row = connection.execute("SELECT to_regclass('dr_event'), pg_try_advisory_lock(%s)", (LEADER_LOCK,)).fetchone()
+        row = connection.execute(
+            "SELECT to_regclass('schema_migration'), pg_try_advisory_lock(%s)", (LEADER_LOCK,)
+        ).fetchone()
         assert row
         if row[0] is None:
             raise NotReadyError("the database has no tables; run: gridloom migrate")
+        applied = connection.execute("SELECT max(version) FROM schema_migration").fetchone()
+        newest = max(one.version for one in migrations() if one.edition is Edition.POSTGRESQL)
+        if applied is None or applied[0] is None or applied[0] < newest:
+            raise NotReadyError("the database's schema is older than this program; run: gridloom migrate")
         if not row[1]:
             raise NotReadyError("another gridloom work leads; waiting to take over")
 
