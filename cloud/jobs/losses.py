@@ -1,7 +1,7 @@
 """Loss of each area and business day: measured at the head, explained by the wires, and what is left."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from cloud.engines.line_loss import (
     technical_loss,
 )
 from cloud.jobs.calendar import Calendar
-from cloud.jobs.columns import INTERVAL_H, read_columns, to_float, to_mark
+from cloud.jobs.columns import INTERVAL_H, from_mark, read_columns, to_float, to_mark
 from protocols.uplink import to_us
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -33,10 +33,14 @@ _NAMED_MAX: Final = 3  # missing meters a reason names
 
 @dataclass(frozen=True, slots=True)
 class Point:
+    """A metering point while it belongs to the area in one role, [start, end)."""
+
     point_id: int
     name: str
     role: str
     node_id: str
+    start: datetime
+    end: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,10 @@ class Area:
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """Net energy of an area's P points in T intervals, import less export: wh, varh (T, P), NaN where missing."""
+    """Net energy of an area's P points in T intervals, import less export: wh, varh (T, P), NaN where missing.
+
+    While a point does not belong to the area it draws nothing there: 0.
+    """
 
     wh: Array
     varh: Array
@@ -94,6 +101,7 @@ def update_losses(
         with connection.transaction(), connection.cursor() as cursor:
             for day in wanted[area.area_id]:
                 start, end = calendar.bounds(day)
+                area = replace(area, points=_load_points(cursor, area.area_id, start, end))
                 head_v = _load_head_v(cursor, area.area_id, start, end) or area.head_v
                 loss = day_loss(area, _load_energy(cursor, area, start, end), source_pu(area.network, head_v))
                 cursor.execute(
@@ -165,8 +173,14 @@ def _who_is_missing(points: Sequence[Point], wh: Array) -> str:
     return f"no reading all day from {', '.join(gone[:_NAMED_MAX])}{more}; visit or replace"
 
 
+def _load_points(cursor: psycopg.Cursor[Any], area_id: str, start: datetime, end: datetime) -> tuple[Point, ...]:
+    """The area's points during [start, end); one that had two roles is there twice."""
+    cursor.execute(_POINTS, {"area": area_id, "from": start, "to": end})
+    return tuple(Point(*row) for row in cursor)
+
+
 def _load_energy(cursor: psycopg.Cursor[Any], area: Area, start: datetime, end: datetime) -> Energy:
-    points = np.array([point.point_id for point in area.points])
+    points, column_of = np.unique(np.array([point.point_id for point in area.points], np.int64), return_inverse=True)
     rows = read_columns(
         cursor,
         _ENERGY,
@@ -174,13 +188,19 @@ def _load_energy(cursor: psycopg.Cursor[Any], area: Area, start: datetime, end: 
         {"point_id": "integer", "start": "timestamptz", "wh": "bigint", "varh": "bigint"},
     )
     span = to_mark(np.array([to_us(start), to_us(end)]))
-    order = np.argsort(points)
-    column = order[np.searchsorted(points[order], rows["point_id"])]
+    column = np.searchsorted(points, rows["point_id"])
     step = to_mark(rows["start"]) - span[0]
     shape = (int(span[1] - span[0]), len(points))
     wh, varh = np.full(shape, np.nan), np.full(shape, np.nan)
     wh[step, column], varh[step, column] = to_float(rows["wh"]), to_float(rows["varh"])
-    return Energy(wh, varh)
+    at = from_mark(np.arange(span[0], span[1]))[:, None]
+    first, last = (np.array([to_us(edge) for edge in edges], np.int64) for edges in _edges(area.points))
+    elsewhere = (at < first) | (at >= last)
+    return Energy(*(np.where(elsewhere, 0.0, values[:, column_of]) for values in (wh, varh)))
+
+
+def _edges(points: Sequence[Point]) -> tuple[list[datetime], list[datetime]]:
+    return [point.start for point in points], [point.end for point in points]
 
 
 def _load_head_v(cursor: psycopg.Cursor[Any], area_id: str, start: datetime, end: datetime) -> float | None:
@@ -195,19 +215,16 @@ def areas_with_head_v(connection: Connection, now: datetime) -> set[str]:
 
 
 def load_areas(connection: Connection, area_ids: Sequence[str], now: datetime) -> list[Area]:
-    """The areas with their meters and compiled networks, as the registry has them now."""
+    """The areas with their compiled networks, as the registry has them now, and yet without their points."""
     areas = []
     for area_id, low, high in connection.execute(
         "SELECT area_id, loss_low_percent, loss_high_percent FROM area WHERE area_id = ANY(%s) ORDER BY area_id",
         (list(area_ids),),
     ).fetchall():
-        points = connection.execute(
-            "SELECT point_id, point, role, node_id FROM metering_point WHERE area_id = %s ORDER BY point_id", (area_id,)
-        ).fetchall()
         network = _load_network(connection, area_id)
         with connection.cursor() as cursor:
             head_v = _load_head_v(cursor, area_id, now - HEAD_V_SPAN, now)
-        areas.append(Area(area_id, low, high, tuple(Point(*row) for row in points), network, head_v))
+        areas.append(Area(area_id, low, high, (), network, head_v))
     return areas
 
 
@@ -227,11 +244,17 @@ def _load_network(connection: Connection, area_id: str) -> Network | str:
         return f"network model: {error}"
 
 
+_POINTS: Final = """
+    SELECT point_id, point, i.role, i.node_id, greatest(valid_from, %(from)s), least(valid_to, %(to)s)
+    FROM point_in_area i JOIN metering_point USING (point_id)
+    WHERE i.area_id = %(area)s AND valid_from < %(to)s AND valid_to > %(from)s ORDER BY point_id, valid_from
+"""
 _HEAD_V: Final = """
     SELECT avg((s.voltage_l1_v + coalesce(s.voltage_l2_v, s.voltage_l1_v) + coalesce(s.voltage_l3_v, s.voltage_l1_v))
                / 3 * i.pt_ratio)
-    FROM metering_point p JOIN installation i USING (point_id)
-    JOIN power_sample s ON s.meter_id = i.meter_id AND s.at BETWEEN i.valid_from AND i.valid_to
+    FROM point_in_area p JOIN installation i USING (point_id)
+    JOIN power_sample s ON s.meter_id = i.meter_id AND s.at >= i.valid_from AND s.at < i.valid_to
+     AND s.at >= p.valid_from AND s.at < p.valid_to
     WHERE p.area_id = %(area)s AND p.role = 'supply' AND s.voltage_l1_v > 0
       AND s.at >= %(from)s AND s.at < %(to)s
 """

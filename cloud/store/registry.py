@@ -672,6 +672,7 @@ def _mark_points(connection: Connection, before: History, after: History) -> Non
         cursor.execute("DROP TABLE fresh")
         for one, other, start, end in moved:
             span = {"one": one, "other": other, "start": _infinite(start), "end": _infinite(end)}
+            cursor.execute(_DIRTY_HOURS, span)
             cursor.execute(_HAND_OVER_POWER, span)
             cursor.execute(_HAND_OVER_EVENTS, span)
 
@@ -692,14 +693,20 @@ _DIRTY: Final = """
     ) ranges, generate_series(first, last, interval '7 days') a
 """
 # What came under a wire name after another meter had taken its place there. Energy follows when it is derived.
-_HAND_OVER_POWER: Final = """
-    UPDATE power_sample s SET meter_id = other.meter_id
+_STRAY_POWER: Final[LiteralString] = """
     FROM meter one, meter other
     WHERE one.serial = %(one)s AND other.serial = %(other)s AND s.meter_id = one.meter_id
       AND s.at >= %(start)s::timestamptz AND s.at < %(end)s::timestamptz
       AND NOT EXISTS (SELECT FROM installation i
                       WHERE i.meter_id = one.meter_id AND s.at >= i.valid_from AND s.at < i.valid_to)
 """
+_DIRTY_HOURS: Final[LiteralString] = f"""
+    INSERT INTO dirty_hour (start, meter_ids)
+    SELECT DISTINCT date_trunc('hour', at), ARRAY[one_id, other_id]
+    FROM (SELECT s.at, one.meter_id AS one_id, other.meter_id AS other_id
+          {_STRAY_POWER.replace("FROM meter one", "FROM power_sample s, meter one")}) stray
+"""  # noqa: S608
+_HAND_OVER_POWER: Final[LiteralString] = f"UPDATE power_sample s SET meter_id = other.meter_id {_STRAY_POWER}"  # noqa: S608
 _HAND_OVER_EVENTS: Final = """
     UPDATE event s SET meter_id = i.meter_id
     FROM meter one, installation i

@@ -1,6 +1,7 @@
 """The registry's files: every problem with file and line, and an import that can be repeated."""
 
 import json
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -33,6 +34,16 @@ from tests.store.registry_files import FILES, write_registry
 
 HEADER = FILES["meters.csv"].splitlines()[0]
 AREAS = FILES["areas.csv"] + "A2,F1,Area 2,二号台区,gw-2,100000,-1,8\n"
+
+
+@pytest.fixture
+def empty_database(postgres: Postgres) -> Iterator[str]:
+    """Embedded alone: nothing here differs between editions, and tests/jobs/test_derive.py imports on all of them."""
+    name = f"t_{uuid4().hex}"
+    with psycopg.connect(postgres.dsn, autocommit=True) as admin:
+        admin.execute(f'CREATE DATABASE "{name}"')
+        yield psycopg.conninfo.make_conninfo(postgres.dsn, dbname=name)
+        admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 def test_every_problem_is_listed_with_file_and_line(tmp_path: Path) -> None:
