@@ -22,7 +22,7 @@ from cloud.store.migrations import Connection
 from cloud.store.quarantine import Bounds, Message, full_gateways, keep_message
 from cloud.store.replay import replay
 from cloud.store.rows import Keep, load_keep
-from cloud.store.samples import Key, Prepared, Stored, entered, key_of, prepare, write, write_status
+from cloud.store.samples import Key, Prepared, Stored, entered, key_of, prepare, settle_state, write, write_status
 from protocols.clock import Clock
 from protocols.uplink import (
     Batch,
@@ -52,6 +52,7 @@ RELOAD_S: Final = 60.0
 QUARANTINE_LOOK_S: Final = 10.0  # how often it is weighed while something is set aside
 WARN_AGAIN_S: Final = 60.0
 COMPACT_S: Final = 60.0
+SETTLE_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,9 @@ class Worker:
         self._loaded_at = float("-inf")  # never
         self._looked_at = float("-inf")
         self._compacted_at = float("-inf")
-        self._saw_unknown = True  # perhaps before a restart
+        self._settled_at = float("-inf")
+        self._noted = True  # perhaps before a restart
+        self._saw_unknown = True
         self._replay_due = False
         self._saw_aside = True
         self._trouble = ""
@@ -238,6 +241,10 @@ class Worker:
                 settled = [batch for batch in batches if key_of(batch) not in held] if held else batches
                 for (gateway, _), receipt in receipts(settled).items():
                     self._broker.publish(topic(gateway, Topic.RECEIPT), encode(receipt))
+            if self._connection is not None:
+                settle_state(self._connection)
+        except psycopg.Error as error:
+            logger.info("stopped without the database; what is noted of meters is left to the next reason=%s", error)
         except BaseException as error:
             self._failure = error
             self._stopping.set()
@@ -254,8 +261,9 @@ class Worker:
             try:
                 connection = self._connect()
                 self._refresh(connection, load.items)
-                held = self._store(connection, load.items, load.prepared if load.known is self._known else None)
+                self._settle(connection, idle=not load.items)
                 self._compact(connection, idle=not load.items)
+                held = self._store(connection, load.items, load.prepared if load.known is self._known else None)
             except psycopg.Error as error:
                 self._drop_connection()
                 self._report(error)
@@ -322,6 +330,14 @@ class Worker:
             self._replay_due = False  # only now: a database that went away meanwhile is asked again
         self._loaded_at = self._clock.monotonic()
 
+    def _settle(self, connection: Connection, *, idle: bool) -> None:
+        """Now and then, and as soon as there is nothing else to do."""
+        now_s = self._clock.monotonic()
+        if self._noted and (idle or now_s - self._settled_at >= SETTLE_S):
+            settle_state(connection)
+            self._settled_at = now_s
+            self._noted = not idle
+
     def _compact(self, connection: Connection, *, idle: bool) -> None:
         """One step now and then, and at once another while there is more and nothing else to do."""
         if self._clock.monotonic() - self._compacted_at >= COMPACT_S:
@@ -349,6 +365,7 @@ class Worker:
             if len(items) > 1:
                 return {key for item in items for key in self._store(connection, [item], None)}
             return self._set_aside(connection, items[0], error)
+        self._noted = True
         held = set(prepared.held) - entered(connection, prepared.held)
         self._count(stored, items, prepared, held)
         return held

@@ -107,10 +107,6 @@ class Int8s(Packed):
     __slots__ = ()
 
 
-class Float8s(Packed):
-    __slots__ = ()
-
-
 class Instants(Packed):
     """timestamptz[] from µs since 1970."""
 
@@ -136,5 +132,4 @@ def _register(kind: type[Packed], array_oid: int, element_oid: int, dtype: str) 
 
 _register(Int4s, 1007, 23, ">i4")
 _register(Int8s, 1016, 20, ">i8")
-_register(Float8s, 1022, 701, ">f8")
 _register(Instants, 1185, 1184, ">i8")

@@ -12,7 +12,16 @@ from cloud.store.installations import Installations, load_installations
 from cloud.store.migrations import Connection
 from cloud.store.quarantine import write_set_aside
 from cloud.store.rows import Keep, Verdict, columns_of, judge, load_keep, set_aside
-from cloud.store.samples import judge_events, keep_state, make_ready, set_events_aside, store, write_events, write_rows
+from cloud.store.samples import (
+    judge_events,
+    make_ready,
+    note_state,
+    set_events_aside,
+    settle_state,
+    store,
+    write_events,
+    write_rows,
+)
 from protocols.quantities import Kind
 from protocols.uplink import JSON, MSGPACK, Batch, PayloadError, decode_batch, split_topic
 
@@ -101,7 +110,8 @@ def _replay_rows(
             return None
         ready = make_ready(columns[good_rows])
         stored = write_rows(connection, ready, np.array([batch_id], np.int64))
-        keep_state(connection, [ready])
+        note_state(connection, [ready])
+        settle_state(connection)
         write_set_aside(connection, set_aside(batch, columns, verdicts, now, keep))
     connection.execute(
         "UPDATE batch SET rows = rows + %s, quarantined = quarantined - %s WHERE batch_id = %s",

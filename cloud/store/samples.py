@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from psycopg.types.json import Jsonb
 
-from cloud.store.binary_copy import NEVER_US, Field, Float8s, Instants, Int4s, Int8s, Stream, instant, stream
+from cloud.store.binary_copy import NEVER_US, Field, Instants, Int4s, Int8s, Stream, instant, stream
 from cloud.store.installations import Installations
 from cloud.store.migrations import Connection
 from cloud.store.quarantine import write_set_aside
@@ -35,6 +35,8 @@ _COPY: Final[Mapping[Kind, LiteralString]] = {
 
 
 _HOUR_US: Final = 3_600_000_000
+_NOT_READ: Final = -(2**63)
+NOTES_AT_ONCE: Final = 200  # transactions whose notes are carried over together
 _NOTHING_KEPT: Final[Keep] = {}
 
 
@@ -98,7 +100,9 @@ def store(
 
     ``batches``: each key at most once. Rows of a batch are stored once, however often it comes.
     """
-    return write(connection, prepare(batches, installations, now, keep))
+    stored = write(connection, prepare(batches, installations, now, keep))
+    settle_state(connection)
+    return stored
 
 
 def prepare(
@@ -134,7 +138,7 @@ def prepare(
 
 
 def write(connection: Connection, prepared: Prepared) -> Stored:
-    """The statements of ``store``, within the caller's transaction."""
+    """The statements of ``store``, within the caller's transaction. ``settle_state`` is still to be called."""
     batch_ids = _enter(connection, prepared)
     rows: Counter[str] = Counter()
     aside: list[SetAside] = []
@@ -159,7 +163,7 @@ def write(connection: Connection, prepared: Prepared) -> Stored:
             aside += set_events_aside(batch, bad_events)
     if told:
         rows[Kind.EVENTS.value] += write_events(connection, told, prepared.installations)
-    keep_state(connection, written)
+    note_state(connection, written)
     write_set_aside(connection, aside)
     reasons: Counter[str] = Counter()
     for one in aside:
@@ -279,16 +283,15 @@ def write_rows(connection: Connection, ready: Ready, batch_id: NDArray[np.int64]
     return len(ready.columns)
 
 
-def keep_state(connection: Connection, written: Sequence[Ready]) -> None:
-    """The last word of each meter, from rows just written; once per transaction and by meter, so that ingestors that
-    share meters take the locks in the same order."""
+def note_state(connection: Connection, written: Sequence[Ready]) -> None:
+    """The last word of each meter, from rows just written, for ``settle_state``."""
     told = [ready.columns.meter_id[ready.last] for ready in written]
     meter_id = np.unique(np.concatenate([np.empty(0, np.int32), *told]))
     if not len(meter_id):
         return
     at = {kind: np.full(len(meter_id), NEVER_US, np.int64) for kind in (Kind.ENERGY, Kind.POWER)}
-    offset_s = np.zeros(len(meter_id))
-    read_at = np.full(len(meter_id), NEVER_US, np.int64)
+    read_us = np.full(len(meter_id), _NOT_READ, np.int64)
+    offset_us = np.zeros(len(meter_id), np.int64)
     for ready, own in zip(written, told, strict=True):
         columns = ready.columns
         at[columns.kind][np.searchsorted(meter_id, own)] = columns.values["at"][ready.last]
@@ -299,14 +302,40 @@ def keep_state(connection: Connection, written: Sequence[Ready]) -> None:
         clock = np.flatnonzero(tells)
         clock = clock[np.lexsort((columns.values["gateway_at"][clock], columns.meter_id[clock]))]
         place = np.searchsorted(meter_id, columns.meter_id[clock])  # of equal places the last, the newest, stays
-        read_at[place] = columns.values["gateway_at"][clock]
-        offset_s[place] = (columns.values["meter_at"] - columns.values["gateway_at"])[clock] / 1e6
+        read_us[place] = columns.values["gateway_at"][clock]
+        offset_us[place] = (columns.values["meter_at"] - columns.values["gateway_at"])[clock]
+    connection.execute(
+        "INSERT INTO meter_said (meter_id, energy_at, power_at, read_us, offset_us) VALUES (%s, %s, %s, %s, %s)",
+        [
+            Int4s(meter_id), Instants(at[Kind.ENERGY]), Instants(at[Kind.POWER]), Int8s(read_us), Int8s(offset_us),
+        ],
+    )  # fmt: skip
+
+
+def settle_state(connection: Connection) -> None:
+    """Carry over into ``meter_state`` what was noted; what another ingestor is carrying over is left to it.
+
+    By meter, so that ingestors that share meters take the locks in the same order.
+    """
     connection.execute(
         """
+        WITH gone AS (
+            DELETE FROM meter_said WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM meter_said LIMIT %s FOR UPDATE SKIP LOCKED))
+            RETURNING *
+        ), told AS (
+            SELECT told.meter_id, max(told.energy_at) AS energy_at, max(told.power_at) AS power_at,
+                   max(ARRAY[told.read_us, told.offset_us]) AS clock
+            FROM gone CROSS JOIN LATERAL
+                unnest(gone.meter_id, gone.energy_at, gone.power_at, gone.read_us, gone.offset_us)
+                AS told (meter_id, energy_at, power_at, read_us, offset_us)
+            GROUP BY told.meter_id
+        )
         INSERT INTO meter_state AS held (meter_id, last_energy_at, last_power_at, clock_offset_s, clock_read_at)
         SELECT meter_id, nullif(energy_at, '-infinity'), nullif(power_at, '-infinity'),
-               CASE WHEN read_at > '-infinity' THEN offset_s END, nullif(read_at, '-infinity')
-        FROM unnest(%s, %s, %s, %s, %s) AS told (meter_id, energy_at, power_at, offset_s, read_at)
+               CASE WHEN clock[1] > %s THEN clock[2] / 1e6 END,
+               CASE WHEN clock[1] > %s THEN timestamptz 'epoch' + clock[1] * interval '1 microsecond' END
+        FROM told ORDER BY meter_id
         ON CONFLICT (meter_id) DO UPDATE SET
             last_energy_at = greatest(held.last_energy_at, excluded.last_energy_at),
             last_power_at = greatest(held.last_power_at, excluded.last_power_at),
@@ -314,13 +343,7 @@ def keep_state(connection: Connection, written: Sequence[Ready]) -> None:
                 THEN excluded.clock_offset_s ELSE held.clock_offset_s END,
             clock_read_at = greatest(held.clock_read_at, excluded.clock_read_at)
         """,
-        [
-            Int4s(meter_id),
-            Instants(at[Kind.ENERGY]),
-            Instants(at[Kind.POWER]),
-            Float8s(offset_s),
-            Instants(read_at),
-        ],
+        [NOTES_AT_ONCE, _NOT_READ, _NOT_READ],
     )
 
 

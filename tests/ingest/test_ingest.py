@@ -41,6 +41,9 @@ def test_batches_are_stored_once_and_receipted_each_time(
     assert one(connection, "SELECT count(*) FROM energy_sample") == 10
     assert one(connection, "SELECT count(*) FROM power_sample") == 1
     assert one(connection, "SELECT kind FROM event") == "meter_silent"
+    eventually(
+        lambda: one(connection, "SELECT count(last_energy_at) = 2 AND count(last_power_at) = 1 FROM meter_state")
+    )
 
 
 def test_what_is_malformed_is_set_aside_and_nothing_stops(

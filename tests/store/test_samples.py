@@ -70,7 +70,7 @@ def test_the_same_mark_under_another_epoch_is_legal(registered: Connection) -> N
     assert one(registered, "SELECT count(*) FROM energy_sample") == 2
 
 
-def test_dirty_ranges_are_per_batch_and_meter(registered: Connection) -> None:
+def test_dirty_ranges_are_per_meter_and_do_not_span_what_did_not_change(registered: Connection) -> None:
     put(
         registered,
         batch(Kind.ENERGY, 1, [energy_row("m001", k) for k in (3, 1, 2)] + [energy_row("m002", 5)]),
