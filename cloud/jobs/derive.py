@@ -15,7 +15,7 @@ import psycopg
 
 from cloud.engines.intervals import MISSING, Intervals, Readings, derive
 from cloud.jobs import completeness
-from cloud.jobs.calendar import Calendar, floor_mark
+from cloud.jobs.calendar import Calendar
 from cloud.jobs.columns import INTERVAL_S, from_mark, read_columns
 from cloud.jobs.completeness import SUBSTATION
 from cloud.store.binary_copy import Field, encode, instant
