@@ -109,24 +109,24 @@ def measure(here: Place, effort: Effort, parts: tuple[str, ...], days: int, prof
     with psycopg.connect(here.dsn, autocommit=True) as connection:
         line = Line(here, connection, register(connection, gateways, meters), effort)
         for workers, sizes in effort.sizes.items():
-            with ingestors(here, workers, profile) as processes:
+            with ingestors(here, workers, profile) as running:
                 if "line" in parts:
                     for rows in sizes:
                         _say(f"{rows} rows a message, workers={workers}")
                         total = effort.rows_small if rows < HEADLINE_ROWS else effort.rows
-                        lines.append(line.compare(Kind.POWER, rows, total, processes))
+                        lines.append(line.compare(Kind.POWER, rows, total, running))
                     if workers == 1:
                         _say("energy")
-                        lines.append(line.compare(Kind.ENERGY, HEADLINE_ROWS, effort.rows, processes))
+                        lines.append(line.compare(Kind.ENERGY, HEADLINE_ROWS, effort.rows, running))
                 if "singles" in parts:
                     _say(f"one row a message, workers={workers}")
-                    singles.append(line.singles(processes))
+                    singles.append(line.singles(running))
                 if workers == 1 and "lag" in parts:
                     _say("lag at half the rate")
-                    lag = line.lag(HEADLINE_ROWS, _headline(lines).get("rows_per_s") or line.rate(processes), processes)
+                    lag = line.lag(HEADLINE_ROWS, _headline(lines).get("rows_per_s") or line.rate(running), running)
                 if workers == 1 and "growth" in parts:
                     steps = [step for step in effort.days if step < days] + [min(days, max(effort.days))]
-                    grown = growth(line, list(dict.fromkeys(steps)), processes, _say)
+                    grown = growth(line, list(dict.fromkeys(steps)), running, _say)
         if "disk" in parts:
             _say("disk")
             disks = [disk(line, kind) for kind in (Kind.POWER, Kind.ENERGY)]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from cloud.bench.feed import Feed, all_rows, column_names, copy_streams, tuples, wire_names
 from cloud.bench.publisher import Order, Told
-from cloud.bench.services import BenchError, Meter, Place, cpu_of_all
+from cloud.bench.services import BenchError, Ingestors, Meter, Place, cpu_of_all
 from cloud.store.migrations import Connection, Edition
 from protocols.quantities import Kind
 from protocols.uplink import to_us
@@ -55,7 +55,7 @@ class Effort:
     rows_small: int = 500_000  # in messages of 50
     singles: int = 40_000
     executemany_rows: int = 200_000
-    lag_s: float = 20.0
+    lag_s: float = 10.0
     disk_meters: int = 1_000
     disk_days: int = 7
     queries: int = 40
@@ -136,7 +136,7 @@ class Line:
     def empty(self) -> None:
         """The state every turn begins from."""
         self.connection.execute(
-            "TRUNCATE energy_sample, power_sample, dirty_range, dirty_hour, batch, meter_state, quarantine"
+            "TRUNCATE energy_sample, power_sample, dirty_range, dirty_hour, batch, meter_state, meter_said, quarantine"
         )
         self._checkpoint()
 
@@ -147,10 +147,10 @@ class Line:
 
     # ---- the line ----------------------------------------------------------------------------------------------------
 
-    def ingest(self, feed: Feed, ingestors: Sequence[int], rate: float | None = None) -> Document:
+    def ingest(self, feed: Feed, running: Ingestors, rate: float | None = None) -> Document:
         """One feed through broker and ingestors into the store. Raises BenchError where a row is missing or double."""
         with self._publisher(feed, rate) as publisher:
-            meter = Meter(self.connection, ingestors, self.here.broker.process)
+            meter = Meter(self.connection, running.processes, self.here.broker.process)
             told = publisher.go()
             spent_s = meter.spent_s() | {"publisher": told.cpu_s}
         ledger = self._verify(feed)
@@ -284,14 +284,15 @@ class Line:
 
     # ---- in turns ----------------------------------------------------------------------------------------------------
 
-    def compare(self, kind: Kind, rows: int, total: int, ingestors: Sequence[int]) -> Document:
-        """Line, COPY and (beside one worker) `executemany`, one after the other, ``rounds`` times; medians."""
-        workers = len(ingestors)
+    def compare(self, kind: Kind, rows: int, total: int, running: Ingestors) -> Document:
+        """Line, COPY and (beside one worker) `executemany` take turns, ``rounds`` times: medians of the rates, and of
+        the ratios of turns beside each other."""
+        workers = running.workers
         told: dict[str, list[Document]] = {"ingest": [], "copy": [], "copy_parallel": [], "executemany": []}
         filled = all_rows(self.feed(kind, rows, 20_000), self.meter_ids).filled
         if self.effort.warm:
             self.empty()
-            self.ingest(self.feed(kind, rows, total // 5), ingestors)  # and says how much a commit holds
+            self.ingest(self.feed(kind, rows, total // 5), running)  # and says how much a commit holds
         for i in range(self.effort.rounds):
             turns = ["ingest", "copy"]
             turns += ["executemany"] if workers == 1 else ["copy_parallel"]
@@ -299,7 +300,7 @@ class Line:
                 self.empty()
                 feed = self.feed(kind, rows, total)
                 if turn == "ingest":
-                    told[turn].append(self.ingest(feed, ingestors))
+                    told[turn].append(self.ingest(feed, running))
                 elif turn == "executemany":
                     told[turn].append(self.executemany(feed, min(self.effort.executemany_rows, feed.total_rows)))
                 else:
@@ -321,7 +322,7 @@ class Line:
             "rows_per_commit": round(_median(ingest, "rows_per_commit")),
             "copy_rows_per_s": copy,
             "copy_rows_per_s_spread": _spread(told["copy"]),
-            "ratio_to_copy": rate / copy,
+            "ratio_to_copy": _ratio(ingest, told["copy"]),
             "bytes_per_row_wire": _median(ingest, "bytes_per_row_wire"),
             "cpu_us_per_row": {
                 name: statistics.median(one["cpu_us_per_row"][name] for one in ingest)
@@ -338,36 +339,39 @@ class Line:
             found |= {
                 "executemany_rows_per_s": slow,
                 "executemany_rows_per_s_spread": _spread(told["executemany"]),
-                "ratio_to_executemany": rate / slow,
+                "ratio_to_executemany": _ratio(ingest, told["executemany"]),
             }
         if told["copy_parallel"]:
             parallel = _median(told["copy_parallel"], "rows_per_s")
-            found |= {"copy_parallel_rows_per_s": parallel, "ratio_to_copy_parallel": rate / parallel}
+            found |= {
+                "copy_parallel_rows_per_s": parallel,
+                "ratio_to_copy_parallel": _ratio(ingest, told["copy_parallel"]),
+            }
         return found
 
-    def rate(self, ingestors: Sequence[int]) -> float:
+    def rate(self, running: Ingestors) -> float:
         """Rows a second of one turn."""
         self.empty()
-        told = self.ingest(self.feed(Kind.POWER, HEADLINE_ROWS, self.effort.rows), ingestors)
+        told = self.ingest(self.feed(Kind.POWER, HEADLINE_ROWS, self.effort.rows), running)
         return cast(float, told["rows_per_s"])
 
-    def singles(self, ingestors: Sequence[int]) -> Document:
+    def singles(self, running: Ingestors) -> Document:
         """Messages of one sample each, as a meter with a radio of its own sends them."""
         if self.effort.warm:
             self.empty()
-            self.ingest(self.feed(Kind.POWER, 1, self.effort.singles // 5), ingestors)
+            self.ingest(self.feed(Kind.POWER, 1, self.effort.singles // 5), running)
         told = []
         for _ in range(self.effort.rounds):
             self.empty()
-            told.append(self.ingest(self.feed(Kind.POWER, 1, self.effort.singles), ingestors))
+            told.append(self.ingest(self.feed(Kind.POWER, 1, self.effort.singles), running))
         rate = _median(told, "rows_per_s")
         return {
-            "workers": len(ingestors),
+            "workers": running.workers,
             "rounds": len(told),
             "messages": sum(one["messages"] for one in told),
             "messages_per_s": rate,
             "messages_per_s_spread": _spread(told),
-            "messages_per_s_per_worker": rate / len(ingestors),
+            "messages_per_s_per_worker": rate / running.workers,
             "messages_per_commit": round(_median(told, "rows_per_commit")),
             "bytes_per_message_wire": _median(told, "bytes_per_row_wire"),
             "cpu_us_per_message": {
@@ -376,18 +380,22 @@ class Line:
             },
         }
 
-    def lag(self, rows: int, rows_per_s: float, ingestors: Sequence[int]) -> Document:
+    def lag(self, rows: int, rows_per_s: float, running: Ingestors) -> Document:
         """From when a batch was due to when its receipt was back, at half of ``rows_per_s``."""
         half = rows_per_s / 2
-        self.empty()
-        told = self.ingest(self.feed(Kind.POWER, rows, round(half * self.effort.lag_s)), ingestors, rate=half / rows)
+        told = []
+        for _ in range(self.effort.rounds):
+            self.empty()
+            feed = self.feed(Kind.POWER, rows, round(half * self.effort.lag_s))
+            told.append(self.ingest(feed, running, rate=half / rows))
         return {
             "rows_per_message": rows,
-            "workers": len(ingestors),
+            "workers": running.workers,
             "rows_per_s": half,
-            "messages": told["messages"],
-            "lag_ms": told["lag_ms"],
-            "rows_per_commit": told["rows_per_commit"],
+            "rounds": len(told),
+            "messages": sum(one["messages"] for one in told),
+            "lag_ms": {name: statistics.median(one["lag_ms"][name] for one in told) for name in ("p50", "p99")},
+            "rows_per_commit": round(_median(told, "rows_per_commit")),
         }
 
 
@@ -450,6 +458,13 @@ def _cpu_of(processes: Sequence[int]) -> float:
 
 def _median(told: Sequence[Document], name: str) -> float:
     return float(statistics.median(one[name] for one in told))
+
+
+def _ratio(ours: Sequence[Document], theirs: Sequence[Document]) -> float:
+    """Of turns beside each other: what else the machine does hits both."""
+    return float(
+        statistics.median(our["rows_per_s"] / their["rows_per_s"] for our, their in zip(ours, theirs, strict=True))
+    )
 
 
 def _spread(told: Sequence[Document]) -> list[float]:

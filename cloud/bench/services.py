@@ -249,8 +249,16 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 # ---- ingestors -------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Ingestors:
+    """``workers`` of them, descendants of ``processes``."""
+
+    workers: int
+    processes: Sequence[int]
+
+
 @contextmanager
-def ingestors(here: Place, workers: int, profile: Path | None = None) -> Iterator[list[int]]:
+def ingestors(here: Place, workers: int, profile: Path | None = None) -> Iterator[Ingestors]:
     """A real `gridloom ingest --workers` and its process. ``profile``: a folder for what cProfile says of each worker;
     each is then started alone."""
     environment = {
@@ -274,7 +282,7 @@ def ingestors(here: Place, workers: int, profile: Path | None = None) -> Iterato
     try:
         with path.open("ab") as log:
             started += [subprocess.Popen(command, env=environment, stdout=log, stderr=log) for command in commands]
-        yield [process.pid for process in started]
+        yield Ingestors(workers, [process.pid for process in started])
         for process in started:
             if process.poll() is not None:
                 raise BenchError(f"gridloom ingest ended with {process.returncode}")
