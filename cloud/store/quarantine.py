@@ -54,7 +54,7 @@ class Entry:
 class Bounds:
     """Bytes that may wait in quarantine: of one gateway, and of all."""
 
-    gateway_bytes: int = 1_000_000_000  # a month of 300 meters nobody registered is some 400 MB
+    gateway_bytes: int = 1_000_000_000  # 300 meters nobody registered fill 10 MB a day
     total_bytes: int = 20_000_000_000
 
 

@@ -6,12 +6,15 @@ import subprocess
 import time
 import urllib.request
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 from psycopg import sql
 
+from cloud.ingest.broker import Broker
 from cloud.ingest.supervisor import Supervisor
+from cloud.settings import Mqtt
 from cloud.store.migrations import Connection
 from protocols.clock import SystemClock
 from protocols.quantities import Kind
@@ -74,6 +77,40 @@ def test_a_worker_that_leaves_takes_what_its_session_holds(
     eventually(lambda: len(gateway.receipted) == 30)
     assert not drop_session(broker, "gridloom-ingest-leaving")
     assert one(connection, "SELECT count(*) FROM energy_sample") == 30
+
+
+@BESIDE_MOSQUITTO
+def test_what_there_is_no_room_for_is_asked_for_again(
+    gateway: Gateway, broker: Address, empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five messages of 1 kB where 2.5 kB may wait: two stay, three are let go of and come over a second connection."""
+    monkeypatch.setattr("cloud.ingest.broker.INBOX_BYTES_MAX", 2_500)
+    url = urlsplit(broker.url)
+    told = Mqtt(url.hostname or "", url.port or 1883, tls=False, username="cloud", password=broker.passwords["cloud"])
+    ours = Broker(told, "small")
+    ours.start()
+    try:
+        eventually(lambda: ours.connected)
+        time.sleep(0.3)  # until it has subscribed
+        gateway.publish(Topic.POWER, b"?")
+        first = ours.inbox.get(timeout=10)
+        ours.acknowledge(first)
+        for i in range(5):
+            gateway.publish(Topic.POWER, bytes([i]) * 1_000)
+        held = [ours.inbox.get(timeout=10) for _ in range(2)]
+        time.sleep(0.3)
+        assert (ours.waiting, ours.waiting_bytes, ours.inbox.qsize()) == (2, 2_000, 0)
+        came = held
+        while len(came) < 5:
+            for delivery in held:
+                ours.acknowledge(delivery)
+            held = [ours.inbox.get(timeout=10)]
+            came += held
+        assert sorted(delivery.message.payload[0] for delivery in came) == [0, 1, 2, 3, 4]
+        assert held[0].connection > first.connection
+    finally:
+        ours.stop()
+        drop_session(broker, "small")
 
 
 @BESIDE_MOSQUITTO

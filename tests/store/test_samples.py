@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from cloud.store.installations import load_installations
+from cloud.store.ledger import compact
 from cloud.store.migrations import Connection
+from cloud.store.quarantine import Bounds, full_gateways
 from cloud.store.registry import Registry, read_registry, save_registry
 from cloud.store.replay import replay
-from cloud.store.samples import Stored, store
+from cloud.store.rows import load_keep
+from cloud.store.samples import Stored, entered, store
 from protocols.quantities import Kind, Quality
 from protocols.uplink import Batch, Event, decode_batch, encode_events, to_us
 from tests.store.batches import EPOCH, QUARTER, START, batch, energy_row, power_row
@@ -174,3 +177,23 @@ def test_a_large_unknown_batch_is_kept_in_documents_that_replay(registered: Conn
     registered.execute("UPDATE installation SET wire_name = 'ghost' WHERE wire_name = 'm001'")
     assert replay(registered, NOW).rows == {"power": rows}
     assert one(registered, "SELECT count(DISTINCT meter_at) FROM power_sample") == rows
+
+
+def test_the_role_of_ingest_may_do_all_that_ingest_does(registered: Connection) -> None:
+    registered.execute("SET ROLE gridloom_ingest")
+    events = [Event(at=to_us(START), kind="meter_silent", meter="m001")]
+    told = decode_batch(encode_events(gateway="gw-1", epoch=EPOCH, seq=3, sent_at=START, events=events))
+    stored = put(
+        registered,
+        batch(Kind.ENERGY, 1, [energy_row("m001", 1), energy_row("ghost", 1)]),
+        batch(Kind.POWER, 2, [power_row("m001", 1)]),
+        told,
+    )
+    assert stored.rows == {"energy": 1, "power": 1, "events": 1}
+    assert replay(registered, NOW).entries == 1
+    compact(registered, older_than=timedelta(0))
+    assert entered(registered, [("gw-1", EPOCH, seq) for seq in (1, 2, 3, 4)]) == {
+        ("gw-1", EPOCH, seq) for seq in (1, 2, 3)
+    }
+    assert "gw-1" in full_gateways(registered, Bounds(gateway_bytes=1))
+    assert load_keep(registered)[Kind.POWER] == timedelta(days=400)
