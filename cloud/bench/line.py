@@ -51,7 +51,7 @@ class Effort:
         default_factory=lambda: dict.fromkeys((1, 2), (50, 500, 5_000))
     )  # by workers
     days: tuple[int, ...] = (1, 10, 100)
-    rows: int = 1_000_000
+    rows: int = 2_000_000
     rows_small: int = 500_000  # in messages of 50
     singles: int = 40_000
     executemany_rows: int = 200_000
