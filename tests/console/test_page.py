@@ -97,8 +97,7 @@ def test_wide_in_english_shows_every_view(browser: Browser, served: Served) -> N
         # One line for a gateway, with one command for all its meters.
         expect(page.locator("#gaps-list li >> nth=1")).to_contain_text("5 points of gw-a2 · 90 intervals")
         expect(page.locator("#gaps-list code >> nth=1")).to_have_text(
-            "gridloom command gw-a2 backfill m000 m001 m002 m003 m004"
-            " --start 2026-03-13T18:00Z --end 2026-03-13T22:30Z"
+            "gridloom command gw-a2 backfill m000 m001 m002 m003 m004 --start 2026-03-13T18:00Z --end 2026-03-13T22:30Z"
         )
         expect(page.locator("#gaps-list li >> nth=2")).to_contain_text("7 the meter does not have")
         assert painted(page) > 50
