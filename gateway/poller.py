@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from edge.bus import OFF_MARK_MAX, Bus
-from edge.model import Meter, PollFailure, Reason
+from edge.model import Meter, PollFailure, Priority, Reason
 from gateway.clocks import Clocks
 from gateway.keeper import Keeper
 from gateway.marks import Marks, Run
@@ -134,7 +134,7 @@ class Poller:
     async def _sweep(self, kind: Kind, at: datetime, meters: Sequence[Meter]) -> None:
         """All of ``meters``; one that fails stops no other. A slow line keeps what it has as it goes."""
         asked_at = self._clock.now()
-        read = self.bus.read_energy if kind is Kind.ENERGY else self.bus.read_power
+        read = self._read_energy if kind is Kind.ENERGY else self.bus.read_power
         asked = {asyncio.ensure_future(read(meter, at)): meter for meter in meters}
         pending = set(asked)
         try:
@@ -146,6 +146,12 @@ class Poller:
         finally:
             for poll in pending:
                 poll.cancel()
+
+    async def _read_energy(self, meter: Meter, at: datetime) -> Row | PollFailure:
+        if has_profile(meter.template) and self._clocks.is_wrong(meter.name) is None:
+            # A record is of the meter's own time: whether that is right is asked before it is believed.
+            await self._clocks.measure(meter.name, Priority.LIVE)
+        return await self.bus.read_energy(meter, at)
 
     async def _take(self, kind: Kind, outcomes: Sequence[tuple[Meter, Row | PollFailure]], asked_at: datetime) -> None:
         rows: list[Row] = []

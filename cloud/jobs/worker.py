@@ -40,8 +40,8 @@ AREA_DAYS_MAX: Final = 60  # a cycle; the rest waits for the next one, so that c
 # A sweep, its way here and its intervals take this long after a mark; the hour's forecast waits for them.
 SETTLED: Final = timedelta(minutes=3)
 RETRY_S_MIN, RETRY_S_MAX = 0.5, 5.0
-# Power rolls up in steps: an hour that grows by a sweep each minute is made anew each minute, not each second.
-ROLL_UP_S: Final = 60.0
+# A meter's hour is made anew once for each of its sweeps, however often we look; an operator sees it soon.
+ROLL_UP_S: Final = 10.0
 
 
 class NotReadyError(RuntimeError):
@@ -153,7 +153,7 @@ class Cycle:
         return bool(done) or self.behind
 
     def _keep(self, now: datetime) -> bool:
-        """Power rollups each minute, retention each day, a bounded piece a cycle. Returns whether more is left."""
+        """Power rollups often, retention each day, a bounded piece a cycle. Returns whether more is left."""
         if time.monotonic() - self._rolled_up_at >= ROLL_UP_S:
             if roll_up(self.connection, now):
                 return True
