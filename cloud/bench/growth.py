@@ -53,7 +53,7 @@ class Table:
         self._connection = line.connection
         self._meters = line.meter_ids.ravel()
         today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        # Behind the last day stand the days that are ingested while it is measured.
+        # Behind the last day stand the days that are ingested while it is measured: 25 hours a turn.
         self.first = today - timedelta(days=days + 20)
         self.days = 0
         self._behind = self.first + timedelta(days=days)
@@ -126,7 +126,7 @@ class Table:
         rates: dict[str, list[float]] = {"ingest": [], "copy": []}
         for _ in range(min(self._line.effort.rounds, TURNS_MAX)):
             for turn, found in rates.items():
-                feed = self._line.feed(Kind.POWER, HEADLINE_ROWS, self._line.effort.rows, start=self._behind)
+                feed = self._line.feed(Kind.POWER, HEADLINE_ROWS, self._line.effort.rows // 2, start=self._behind)
                 self._behind += timedelta(minutes=15) * -(-feed.messages * feed.rows // feed.meters)
                 told = self._line.ingest(feed, running) if turn == "ingest" else self._line.copy(feed)
                 found.append(told["rows_per_s"])
