@@ -264,13 +264,13 @@ def _growth(steps: list[Document]) -> Iterator[str]:
             f"{step['ratio_to_copy']:>7.2f}"
         )
     yield ""
-    yield f"{'query':<40}{'days':>5}{'rows':>11}{'p50 ms':>10}{'p99 ms':>10}{'blocks':>10}  plan"
+    yield f"{'query':<43}{'days':>5}{'rows':>11}{'p50 ms':>10}{'p99 ms':>10}{'blocks':>10}  plan"
     for i, query in enumerate(steps[0]["queries"]):
         for step in steps:
             asked = step["queries"][i]
-            plan = ", ".join(node for node in asked["plan"] if "Scan" in node or "ColumnarScan" in node)
+            plan = ", ".join(node for node in asked["plan"] if "Scan" in node)
             yield (
-                f"{query['query']:<40}{step['days']:>5}{asked['rows']:>11,}{asked['p50_ms']:>10.1f}{asked['p99_ms']:>10.1f}"
+                f"{query['query']:<43}{step['days']:>5}{asked['rows']:>11,}{asked['p50_ms']:>10.1f}{asked['p99_ms']:>10.1f}"
                 f"{asked['blocks']:>10,}  {plan}"
             )
 
