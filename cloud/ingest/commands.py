@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 DRAINED_S = 3.0  # nothing came for so long
 # The writer must not wait for long when a part of its rows has gone out and the reader computes.
-SWITCH_INTERVAL_S = 0.000_5
+SWITCH_INTERVAL_S = 0.000_1
 
 
 @click.command(

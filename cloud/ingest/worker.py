@@ -41,7 +41,7 @@ from protocols.uplink import (
 logger = logging.getLogger(__name__)
 
 # Bounds of one transaction. More gains nothing, and is done again when the database goes away.
-ROWS_PER_TRANSACTION: Final = 20_000
+ROWS_PER_TRANSACTION: Final = 50_000
 BYTES_PER_TRANSACTION: Final = 16_000_000
 COLLECT_S: Final = 0.05
 GAP_S: Final = 0.01  # nothing came for so long: what is there goes

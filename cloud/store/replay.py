@@ -15,7 +15,7 @@ from cloud.store.rows import Keep, Verdict, columns_of, judge, load_keep, set_as
 from cloud.store.samples import (
     judge_events,
     make_ready,
-    note_state,
+    note,
     set_events_aside,
     settle_state,
     store,
@@ -110,7 +110,7 @@ def _replay_rows(
             return None
         ready = make_ready(columns[good_rows])
         stored = write_rows(connection, ready, np.array([batch_id], np.int64))
-        note_state(connection, [ready])
+        note(connection, [ready])
         settle_state(connection)
         write_set_aside(connection, set_aside(batch, columns, verdicts, now, keep))
     connection.execute(

@@ -60,13 +60,13 @@ class Columns:
     def __len__(self) -> int:
         return len(self.batch)
 
-    def __getitem__(self, mask: NDArray[np.bool_]) -> "Columns":
+    def __getitem__(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> "Columns":
         return Columns(
             self.kind,
-            self.batch[mask],
-            self.meter_id[mask],
-            {name: values[mask] for name, values in self.values.items()},
-            {name: values[mask] for name, values in self.valid.items()},
+            self.batch[rows],
+            self.meter_id[rows],
+            {name: values[rows] for name, values in self.values.items()},
+            {name: values[rows] for name, values in self.valid.items()},
         )
 
 

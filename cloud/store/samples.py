@@ -163,7 +163,7 @@ def write(connection: Connection, prepared: Prepared) -> Stored:
             aside += set_events_aside(batch, bad_events)
     if told:
         rows[Kind.EVENTS.value] += write_events(connection, told, prepared.installations)
-    note_state(connection, written)
+    note(connection, written)
     write_set_aside(connection, aside)
     reasons: Counter[str] = Counter()
     for one in aside:
@@ -175,33 +175,34 @@ def _enter(connection: Connection, prepared: Prepared) -> dict[Key, int]:
     """Write batches into the ledger; the numbers of those it did not hold."""
     if not prepared.batches:
         return {}
-    # Before the next statement looks: while the ledger is compacted, it would see neither a batch nor its range.
-    connection.execute("LOCK TABLE batch IN ROW EXCLUSIVE MODE")
     # Sorted, so that two ingestors with the same batches wait for each other instead of deadlocking.
     ordered = sorted(prepared.batches, key=key_of)
     aside = [prepared.quarantined[key_of(batch)] for batch in ordered]
-    entered = connection.execute(
-        """
-        INSERT INTO batch (gateway, epoch, seq, kind, rows, quarantined, sent_at)
-        SELECT gateway, epoch, seq, kind, rows, quarantined, sent_at
-        FROM unnest(%s::text[], %s::text[], %s, %s::text[], %s, %s, %s)
-            WITH ORDINALITY AS told (gateway, epoch, seq, kind, rows, quarantined, sent_at, place)
-        WHERE NOT EXISTS (
-            SELECT FROM batch_range held
-            WHERE (held.gateway, held.epoch) = (told.gateway, told.epoch) AND held.seqs @> told.seq)
-        ORDER BY place
-        ON CONFLICT DO NOTHING RETURNING gateway, epoch, seq, batch_id
-        """,
-        [
-            [batch.gateway for batch in ordered],
-            [batch.epoch for batch in ordered],
-            Int8s(np.array([batch.seq for batch in ordered], np.int64)),
-            [batch.kind.value for batch in ordered],
-            Int4s(np.array([batch.rows - bad for batch, bad in zip(ordered, aside, strict=True)])),
-            Int4s(np.array(aside)),
-            Instants(np.array([batch.sent_at for batch in ordered], np.int64)),
-        ],
-    )
+    with connection.pipeline():
+        # Before the next statement looks: while the ledger is compacted, it would see neither a batch nor its range.
+        connection.execute("LOCK TABLE batch IN ROW EXCLUSIVE MODE")
+        entered = connection.execute(
+            """
+            INSERT INTO batch (gateway, epoch, seq, kind, rows, quarantined, sent_at)
+            SELECT gateway, epoch, seq, kind, rows, quarantined, sent_at
+            FROM unnest(%s::text[], %s::text[], %s, %s::text[], %s, %s, %s)
+                WITH ORDINALITY AS told (gateway, epoch, seq, kind, rows, quarantined, sent_at, place)
+            WHERE NOT EXISTS (
+                SELECT FROM batch_range held
+                WHERE (held.gateway, held.epoch) = (told.gateway, told.epoch) AND held.seqs @> told.seq)
+            ORDER BY place
+            ON CONFLICT DO NOTHING RETURNING gateway, epoch, seq, batch_id
+            """,
+            [
+                [batch.gateway for batch in ordered],
+                [batch.epoch for batch in ordered],
+                Int8s(np.array([batch.seq for batch in ordered], np.int64)),
+                [batch.kind.value for batch in ordered],
+                Int4s(np.array([batch.rows - bad for batch, bad in zip(ordered, aside, strict=True)])),
+                Int4s(np.array(aside)),
+                Instants(np.array([batch.sent_at for batch in ordered], np.int64)),
+            ],
+        )
     return {
         (cast(str, gateway), cast(str, epoch), cast(int, seq)): cast(int, batch_id)
         for gateway, epoch, seq, batch_id in entered
@@ -228,17 +229,17 @@ def entered(connection: Connection, keys: Collection[Key]) -> set[Key]:
 
 
 def make_ready(columns: Columns) -> Ready:
-    """Rows that may be stored, encoded."""
-    order = np.lexsort((columns.values["at"], columns.meter_id))
-    meter_id, at = columns.meter_id[order], columns.values["at"][order]
-    ends = np.r_[meter_id[1:] != meter_id[:-1], np.ones(min(1, len(order)), bool)]
+    """Rows that may be stored, encoded. Sorted like their index: neighbours there are written and read together."""
+    columns = columns[np.lexsort((columns.values["at"], columns.meter_id))]
+    meter_id, at = columns.meter_id, columns.values["at"]
+    ends = np.r_[meter_id[1:] != meter_id[:-1], np.ones(min(1, len(at)), bool)]
     energy = columns.kind is Kind.ENERGY
     return Ready(
         columns,
         sample_stream(columns),
         _dirty_ranges(meter_id, at) if energy else None,
         None if energy else _dirty_hours(columns),
-        order[np.flatnonzero(ends)],
+        np.flatnonzero(ends),
     )
 
 
@@ -274,17 +275,11 @@ def write_rows(connection: Connection, ready: Ready, batch_id: NDArray[np.int64]
     if ready.dirty is not None:
         with cursor.copy("COPY dirty_range (meter_id, from_at, to_at) FROM STDIN (FORMAT BINARY)") as copy:
             ready.dirty.write(copy)
-    if ready.hours is not None:
-        cursor.execute(
-            "INSERT INTO dirty_hour SELECT start, meter_ids::integer[]"
-            " FROM unnest(%s::timestamptz[], %s::text[]) AS hour (start, meter_ids)",
-            ready.hours,
-        )
     return len(ready.columns)
 
 
-def note_state(connection: Connection, written: Sequence[Ready]) -> None:
-    """The last word of each meter, from rows just written, for ``settle_state``."""
+def note(connection: Connection, written: Sequence[Ready]) -> None:
+    """What follows from rows just written: hours for the rollups, and each meter's last word for ``settle_state``."""
     told = [ready.columns.meter_id[ready.last] for ready in written]
     meter_id = np.unique(np.concatenate([np.empty(0, np.int32), *told]))
     if not len(meter_id):
@@ -304,12 +299,20 @@ def note_state(connection: Connection, written: Sequence[Ready]) -> None:
         place = np.searchsorted(meter_id, columns.meter_id[clock])  # of equal places the last, the newest, stays
         read_us[place] = columns.values["gateway_at"][clock]
         offset_us[place] = (columns.values["meter_at"] - columns.values["gateway_at"])[clock]
-    connection.execute(
-        "INSERT INTO meter_said (meter_id, energy_at, power_at, read_us, offset_us) VALUES (%s, %s, %s, %s, %s)",
-        [
-            Int4s(meter_id), Instants(at[Kind.ENERGY]), Instants(at[Kind.POWER]), Int8s(read_us), Int8s(offset_us),
-        ],
-    )  # fmt: skip
+    with connection.pipeline():
+        for ready in written:
+            if ready.hours is not None:
+                connection.execute(
+                    "INSERT INTO dirty_hour SELECT start, meter_ids::integer[]"
+                    " FROM unnest(%s::timestamptz[], %s::text[]) AS hour (start, meter_ids)",
+                    ready.hours,
+                )
+        connection.execute(
+            "INSERT INTO meter_said (meter_id, energy_at, power_at, read_us, offset_us) VALUES (%s, %s, %s, %s, %s)",
+            [
+                Int4s(meter_id), Instants(at[Kind.ENERGY]), Instants(at[Kind.POWER]), Int8s(read_us), Int8s(offset_us),
+            ],
+        )  # fmt: skip
 
 
 def settle_state(connection: Connection) -> None:
