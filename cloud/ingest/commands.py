@@ -80,6 +80,13 @@ Copy and run:
     show_default=True,
     help="The same for all gateways together.",
 )
+@click.option(
+    "--unknown-meters",
+    type=click.IntRange(min=1),
+    default=Bounds().gateway_unknown_meters,
+    show_default=True,
+    help="The same for meters of one gateway that nobody registered.",
+)
 @click.option("--until-stdin-closes", is_flag=True, hidden=True)
 def ingest(
     name: str,
@@ -89,6 +96,7 @@ def ingest(
     metrics_port: int | None,
     quarantine_gateway_bytes: int,
     quarantine_bytes: int,
+    unknown_meters: int,
     until_stdin_closes: bool,
 ) -> None:
     """Take batches from the broker into the store, for ever.
@@ -103,6 +111,7 @@ def ingest(
             *(["--fresh-session"] if fresh_session else []),
             f"--quarantine-gateway-bytes={quarantine_gateway_bytes}",
             f"--quarantine-bytes={quarantine_bytes}",
+            f"--unknown-meters={unknown_meters}",
         ]
         ports = [None] * workers if metrics_port is None else [metrics_port + i for i in range(workers)]
         supervisor = Supervisor(
@@ -129,7 +138,8 @@ def ingest(
         ) from error
     worker = Worker(
         settings.dsn(), broker, clock, metrics,
-        bounds=Bounds(quarantine_gateway_bytes, quarantine_bytes), drain_s=DRAINED_S if drain else None,
+        bounds=Bounds(quarantine_gateway_bytes, quarantine_bytes, unknown_meters),
+        drain_s=DRAINED_S if drain else None,
     )  # fmt: skip
     if metrics_port:
         try:

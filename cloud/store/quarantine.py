@@ -52,10 +52,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Bytes that may wait in quarantine: of one gateway, and of all."""
+    """Bytes that may wait in quarantine: of one gateway, and of all; and meters nobody registered, of one gateway."""
 
     gateway_bytes: int = 1_000_000_000  # 300 meters nobody registered fill 10 MB a day
     total_bytes: int = 20_000_000_000
+    gateway_unknown_meters: int = 5_000  # far more than a gateway can poll: what has so many invents them
 
 
 class Everyone(Collection[str]):
@@ -81,7 +82,23 @@ def full_gateways(connection: Connection, bounds: Bounds) -> Collection[str]:
     )
     if sum(size for _, size in held) >= bounds.total_bytes:
         return Everyone()
-    return frozenset(gateway or "" for gateway, size in held if size >= bounds.gateway_bytes)
+    full = {gateway or "" for gateway, size in held if size >= bounds.gateway_bytes}
+    inventors = connection.execute(
+        "SELECT gateway FROM unknown_meter GROUP BY gateway HAVING count(*) >= %s", [bounds.gateway_unknown_meters]
+    )
+    return frozenset(full | {cast(str, gateway) for (gateway,) in inventors})
+
+
+def forget_known_meters(connection: Connection) -> None:
+    """Of the meters nobody registered, keep those of which rows still wait."""
+    connection.execute(
+        """
+        DELETE FROM unknown_meter u
+        WHERE EXISTS (SELECT FROM installation i WHERE (i.gateway, i.wire_name) = (u.gateway, u.wire_name))
+           OR NOT EXISTS (SELECT FROM quarantine q
+                          WHERE q.gateway = u.gateway AND q.reason = 'unknown_meter' AND q.replayed_at IS NULL)
+        """
+    )
 
 
 def keep_message(
@@ -154,6 +171,13 @@ def write_set_aside(connection: Connection, aside: Sequence[SetAside]) -> None:
             [one.document.decode() for one in aside],
         ],
     )
+    unknown = sorted({(one.batch.gateway, name) for one in aside for name in one.unknown})
+    if unknown:
+        connection.execute(
+            "INSERT INTO unknown_meter (gateway, wire_name) SELECT * FROM unnest(%s::text[], %s::text[])"
+            " ON CONFLICT DO NOTHING",
+            [[gateway for gateway, _ in unknown], [name for _, name in unknown]],
+        )
 
 
 def list_entries(connection: Connection, *, every: bool, limit: int) -> list[Entry]:
@@ -215,4 +239,5 @@ def drop(connection: Connection, choice: Choice, *, because: str, by: str) -> Ch
     row = connection.execute(
         "WITH chosen AS (" + _CHOSEN + "), gone AS (" + _DROP + ")" + _SUM + "gone", asked
     ).fetchone()
+    forget_known_meters(connection)
     return Chosen(*cast(tuple[int, int, int], row))

@@ -10,7 +10,7 @@ import psycopg
 
 from cloud.store.installations import Installations, load_installations
 from cloud.store.migrations import Connection
-from cloud.store.quarantine import write_set_aside
+from cloud.store.quarantine import forget_known_meters, write_set_aside
 from cloud.store.rows import Keep, Verdict, columns_of, judge, load_keep, set_aside
 from cloud.store.samples import (
     judge_events,
@@ -61,6 +61,7 @@ def replay(connection: Connection, now: datetime, *, reason: str | None = None) 
                 [last, reason, reason],
             ).fetchone()
             if row is None:
+                forget_known_meters(connection)
                 return done
             last, why, topic, content_type, payload, document = cast(
                 tuple[int, str, str, str | None, bytes | None, str | None], row

@@ -168,13 +168,15 @@ def sample_stream(columns: Columns) -> Stream:
 
 @dataclass(frozen=True, slots=True)
 class SetAside:
-    """Rows of one batch for one reason. ``document`` is a batch in the contract's JSON form with these rows alone."""
+    """Rows of one batch for one reason. ``document`` is a batch in the contract's JSON form with these rows alone;
+    ``unknown``: its meters, where they are not in the registry."""
 
     batch: Batch
     reason: Verdict
     detail: str
     rows: int
     document: bytes
+    unknown: Sequence[str] = ()
 
 
 def set_aside(batch: Batch, columns: Columns, verdicts: NDArray[np.uint8], now: datetime, keep: Keep) -> list[SetAside]:
@@ -202,7 +204,8 @@ def set_aside(batch: Batch, columns: Columns, verdicts: NDArray[np.uint8], now: 
             listed: dict[str, list[Any]] = {"meter_index": local.tolist()}
             for name in columns.values:
                 listed[name] = _listed(columns, name, some)
-            found.append(SetAside(batch, reason, detail, len(some), _document(batch, meters, listed)))
+            unknown = meters if reason is Verdict.UNKNOWN_METER else ()
+            found.append(SetAside(batch, reason, detail, len(some), _document(batch, meters, listed), unknown))
     return found
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from cloud.gridloom import gridloom
 from cloud.store.installations import load_installations
 from cloud.store.migrations import Connection
-from cloud.store.quarantine import Bounds, Message, full_gateways, keep_message
+from cloud.store.quarantine import Bounds, Choice, Message, drop, full_gateways, keep_message
 from cloud.store.replay import replay
 from cloud.store.rows import load_keep
 from cloud.store.samples import prepare, store, write
@@ -52,6 +52,19 @@ def test_at_its_bound_a_gateway_keeps_what_cannot_be_stored(registered: Connecti
     with registered.transaction():
         assert write(registered, prepared).rows == {"energy": 1, "power": 0}
     assert rows_of(registered, "SELECT seq FROM batch ORDER BY 1") == [(1,), (3,)]
+
+
+def test_a_gateway_that_invents_meters_reaches_a_bound_and_comes_back_from_it(registered: Connection) -> None:
+    few = Bounds(gateway_unknown_meters=3)
+    for seq, name in enumerate(("x1", "x2", "x1", "x2"), 1):
+        put(registered, batch(Kind.ENERGY, seq, [energy_row(name, seq)]))
+    assert full_gateways(registered, few) == frozenset()
+    put(registered, batch(Kind.ENERGY, 5, [energy_row("x3", 5), energy_row("m001", 5)]))
+    assert full_gateways(registered, few) == {"gw-1"}
+    drop(registered, Choice(ids=[1]), because="test", by="somebody")
+    assert full_gateways(registered, few) == {"gw-1"}  # of x1 another row waits, and x2 and x3 do
+    drop(registered, Choice(gateway="gw-1"), because="test", by="somebody")
+    assert full_gateways(registered, few) == frozenset()
 
 
 def test_at_its_bound_messages_without_a_name_are_counted_by_the_day(registered: Connection) -> None:
