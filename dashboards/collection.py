@@ -146,8 +146,8 @@ COLLECTION: Final = Dashboard(
             "Per business day: why they are not there, as far as is known. · 按日统计缺失区间及其已知原因。",
             """
             SELECT day::timestamp AT TIME ZONE ${zone:sqlstring} AS time, reason AS metric,
-                   sum(extract(epoch FROM end_at - start_at)) / 900 AS "missing"
-            FROM gap JOIN metering_point USING (point_id)
+                   sum(intervals) AS "missing"
+            FROM missing_area_day
             WHERE area_id IN (${area:sqlstring}) AND $__timeFilter(day::timestamp AT TIME ZONE ${zone:sqlstring})
             GROUP BY day, reason ORDER BY day, reason
             """,
@@ -164,7 +164,9 @@ COLLECTION: Final = Dashboard(
                    (extract(epoch FROM end_at - start_at) / 900)::integer AS "Intervals · 区间",
                    reason AS "Reason · 原因"
             FROM gap JOIN metering_point USING (point_id)
-            WHERE area_id IN (${area:sqlstring}) AND $__timeFilter(day::timestamp AT TIME ZONE ${zone:sqlstring})
+            WHERE area_id IN (${area:sqlstring})
+              AND day > (($__timeFrom()::timestamptz - interval '1 us') AT TIME ZONE ${zone:sqlstring})::date
+              AND day <= ($__timeTo()::timestamptz AT TIME ZONE ${zone:sqlstring})::date
             ORDER BY start_at DESC, point LIMIT 200
             """,
             width=12,
@@ -180,7 +182,9 @@ COLLECTION: Final = Dashboard(
                    (SELECT max(last_energy_at) FROM installation JOIN meter_state USING (meter_id)
                     WHERE installation.point_id = metering_point.point_id) AS "Last reading · 最近读数"
             FROM completeness_day JOIN metering_point USING (point_id)
-            WHERE area_id IN (${area:sqlstring}) AND $__timeFilter(day::timestamp AT TIME ZONE ${zone:sqlstring})
+            WHERE area_id IN (${area:sqlstring})
+              AND day > (($__timeFrom()::timestamptz - interval '1 us') AT TIME ZONE ${zone:sqlstring})::date
+              AND day <= ($__timeTo()::timestamptz AT TIME ZONE ${zone:sqlstring})::date
             GROUP BY metering_point.point_id, point, area_id HAVING sum(received) < sum(expected)
             ORDER BY 3, 1 LIMIT 50
             """,

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ def make_report(api: httpx.Client, data: Path, *, restarts: Mapping[str, int]) -
     until = datetime.fromisoformat(site["start"]).astimezone(zone).date()
     days = {"from": str(until - timedelta(days=BACKFILL_DAYS - 1)), "to": str(until)}
     healthy = _healthy(api, days, truth)
-    ingest = _get(api, "/v1/ingest")
+    since = datetime.combine(until - timedelta(days=BACKFILL_DAYS), time(), zone)
+    ingest = _get(api, "/v1/ingest", {"from": since.isoformat(), "to": status["now"]})
     accuracy = _get(api, "/v1/forecasts/accuracy")
     registry = _get(api, "/v1/registry")
     return {

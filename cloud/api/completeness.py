@@ -71,7 +71,7 @@ async def completeness(
     keys = _KEYS[by]
     if daily and by != "day":
         keys = (*keys, "day")
-    asked = {"area": area, "gateway": gateway, "from": days.first, "to": days.end}
+    asked = {"area": area, "gateway": gateway, "from": days.first, "to": days.end, "zone": site.zone.key}
     chosen: LiteralString = ", ".join(
         name if name in keys else f"NULL::{kind} AS {name}"
         for name, kind in (("day", "date"), ("area", "text"), ("gateway", "text"), ("point", "text"))
@@ -95,8 +95,8 @@ async def completeness(
     explained = await site.database.rows(
         _Explained,
         f"""
-        SELECT {chosen}, reason, (sum(extract(epoch FROM end_at - start_at)) / 900)::bigint AS intervals
-        FROM ({_GAPS}) g
+        SELECT {chosen}, reason, sum(intervals)::bigint AS intervals
+        FROM ({_MISSING_OF_POINTS if by == "point" else _MISSING_OF_AREAS}) g
         WHERE (%(from)s::date IS NULL OR day >= %(from)s) AND (%(to)s::date IS NULL OR day < %(to)s)
           AND (%(area)s::text IS NULL OR area = %(area)s) AND (%(gateway)s::text IS NULL OR gateway = %(gateway)s)
         GROUP BY {grouped}, reason ORDER BY reason
@@ -128,24 +128,40 @@ def _collected(row: _Counted, missing: list[Missing]) -> Collected:
     )
 
 
+# A point counts where it stood at the end of the day, as in the roll-ups.
+_STOOD: Final[LiteralString] = """
+    JOIN area_of_point a ON a.point_id = c.point_id AND a.after < (day + 1)::timestamp AT TIME ZONE %(zone)s
+     AND a.until >= (day + 1)::timestamp AT TIME ZONE %(zone)s
+"""
+_GATEWAY: Final[LiteralString] = """
+    JOIN area ON area.area_id = a.area_id
+    LEFT JOIN gateway_of_point i ON i.point_id = c.point_id AND i.after < (day + 1)::timestamp AT TIME ZONE %(zone)s
+     AND i.until >= (day + 1)::timestamp AT TIME ZONE %(zone)s AND i.valid_to > day::timestamp AT TIME ZONE %(zone)s
+"""
 _AREAS: Final[LiteralString] = """
     SELECT day, area_id AS area, gateway, expected, received FROM completeness_area_day
 """
-_POINTS: Final[LiteralString] = """
-    SELECT day, area_id AS area, point, expected, received,
-           (SELECT gateway FROM installation i WHERE i.point_id = p.point_id
-            ORDER BY valid_from DESC LIMIT 1) AS gateway
-    FROM completeness_day JOIN metering_point p USING (point_id)
+_POINTS: Final[LiteralString] = f"""
+    SELECT day, a.area_id AS area, coalesce(i.gateway, area.gateway) AS gateway, point, expected, received
+    FROM completeness_day c JOIN metering_point p USING (point_id) {_STOOD} {_GATEWAY}
+"""  # noqa: S608 the parts are the literals above
+_MISSING_OF_AREAS: Final[LiteralString] = """
+    SELECT day, area_id AS area, gateway, reason, intervals FROM missing_area_day
 """
-# The meter that was there, or that is there now.
-_GAPS: Final[LiteralString] = """
-    SELECT g.point_id, day, area_id AS area, point, start_at, end_at, reason, i.gateway, i.wire_name
-    FROM gap g JOIN metering_point p USING (point_id)
+_MISSING_OF_POINTS: Final[LiteralString] = f"""
+    SELECT day, a.area_id AS area, coalesce(i.gateway, area.gateway) AS gateway, point, reason,
+           extract(epoch FROM end_at - start_at) / 900 AS intervals
+    FROM gap c JOIN metering_point p USING (point_id) {_STOOD} {_GATEWAY}
+"""  # noqa: S608 the parts are the literals above
+# The gateway: of the meter that was there, or that is there now.
+_GAPS: Final[LiteralString] = f"""
+    SELECT c.point_id, day, a.area_id AS area, point, start_at, end_at, reason, i.gateway, i.wire_name
+    FROM gap c JOIN metering_point p USING (point_id) {_STOOD}
     LEFT JOIN LATERAL (
-        SELECT gateway, wire_name FROM installation i WHERE i.point_id = g.point_id
-        ORDER BY i.valid_from <= g.start_at DESC, CASE WHEN i.valid_from <= g.start_at THEN valid_from END DESC LIMIT 1
+        SELECT gateway, wire_name FROM installation i WHERE i.point_id = c.point_id
+        ORDER BY i.valid_from <= c.start_at DESC, CASE WHEN i.valid_from <= c.start_at THEN valid_from END DESC LIMIT 1
     ) i ON true
-"""
+"""  # noqa: S608 the parts are the literals above
 
 
 # ---- what is missing ------------------------------------------------------------------------------------------------
@@ -285,6 +301,7 @@ async def gaps(
             "reason": reason,
             "from": days.first,
             "to": days.end,
+            "zone": site.zone.key,
             "after": after.start if after else None,
             "after_point": after.point if after else None,
             "limit": limit + 1,

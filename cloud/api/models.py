@@ -223,7 +223,7 @@ class Gaps(Answer):
 
 
 class Ingest(Answer):
-    rows: int = Field(description="rows of energy and power stored")
+    rows: int = Field(description="rows of energy and power ever stored")
     rows_energy: int
     rows_power: int
     events: int
@@ -235,8 +235,14 @@ class Ingest(Answer):
     last_recorded_at: datetime | None
     ingest_seconds: float
     duplicates: int = Field(description="duplicates_raw + duplicates_interval")
-    duplicates_raw: int = Field(description="rows beyond the first of one (gateway, epoch, meter, instant)")
-    duplicates_interval: int = Field(description="intervals that overlap another, and loads with a meter counted twice")
+    duplicates_raw: int = Field(
+        description="rows beyond the first of one (gateway, epoch, meter, instant), of the instants looked at"
+    )
+    duplicates_raw_from: datetime = Field(description="first instant looked at")
+    duplicates_raw_to: datetime = Field(description="first instant after")
+    duplicates_interval: int = Field(
+        description="intervals that overlap another, and loads with a meter counted twice, ever"
+    )
 
 
 class Event(Answer):

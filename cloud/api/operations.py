@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Final, Literal, LiteralString
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
-from cloud.api.access import SUBSTATION, Site, SiteNeeded, SpanAsked
+from cloud.api.access import SUBSTATION, Site, SiteNeeded, Span, SpanAsked, bounded
 from cloud.api.grid import AreaAsked, known_area
 from cloud.api.intervals import find_points
 from cloud.api.models import (
@@ -55,15 +55,16 @@ _LINE: Final[LiteralString] = """
            a.open AS alerts_open, a.critical AS alerts_critical,
            CASE WHEN d.running THEN 'running' WHEN d.planned THEN 'planned' WHEN d.newest IS NOT NULL THEN 'over'
                 ELSE 'none' END AS demand_response,
-           (SELECT coalesce(sum(rows), 0) FROM batch WHERE kind IN ('energy', 'power')) AS rows,
+           (SELECT coalesce(sum(rows), 0) FROM batch_count WHERE kind IN ('energy', 'power')) AS rows,
            concat_ws('.', (SELECT max(version) FROM interval_version), (SELECT max(run_id) FROM forecast_run),
-                     extract(epoch FROM l.start)::bigint, c.expected, c.received, a.newest, a.closed, d.measured,
-                     d.states, (SELECT extract(epoch FROM max(computed_at))::bigint FROM loss_day)) AS revision
+                     extract(epoch FROM l.start)::bigint, c.expected, c.received, a.newest, a.open, a.closed,
+                     d.measured, d.states,
+                     (SELECT extract(epoch FROM max(computed_at))::bigint FROM loss_day)) AS revision
     FROM (SELECT sum(expected) AS expected, sum(received) AS received FROM completeness_area_day) c
-    CROSS JOIN (SELECT max(alert_id) AS newest, count(closed_at) AS closed,
-                       count(*) FILTER (WHERE closed_at IS NULL) AS open,
-                       count(*) FILTER (WHERE closed_at IS NULL AND severity = 'critical') AS critical
-                FROM alert) a
+    CROSS JOIN (SELECT count(*) AS open, count(*) FILTER (WHERE severity = 'critical') AS critical,
+                       (SELECT max(alert_id) FROM alert) AS newest,
+                       (SELECT extract(epoch FROM max(closed_at)) FROM alert) AS closed
+                FROM alert WHERE closed_at IS NULL) a
     CROSS JOIN (SELECT bool_or(%(now)s >= start_at AND %(now)s < end_at AND state <> 'failed') AS running,
                        bool_or(%(now)s < start_at AND state <> 'failed') AS planned, max(start_at) AS newest,
                        count(measured_at) AS measured,
@@ -122,7 +123,8 @@ async def gateways(site: SiteNeeded) -> Gateways:
 
 
 class IngestCount:
-    """``/v1/ingest`` looks at every raw row's key, so its answer is kept for a few seconds and made once at a time."""
+    """``/v1/ingest`` looks at every raw row's key of the days asked for, so that is done once at a time, and the usual
+    answer, of the newest day, is kept for a few seconds."""
 
     KEEP_S: Final = 5.0
 
@@ -131,14 +133,17 @@ class IngestCount:
         self._made: Ingest | None = None
         self._made_s = 0.0
 
-    async def get(self, site: Site) -> Ingest:
+    async def get(self, site: Site, span: Span, *, newest: bool) -> Ingest:
+        """``newest``: ``span`` is what nobody chose."""
         async with self._lock:
-            if self._made is None or site.clock.monotonic() - self._made_s > self.KEEP_S:
-                counted = await site.database.one(_Ingested, _INGESTED)
-                assert counted is not None
-                self._made = counted.answer()
-                self._made_s = site.clock.monotonic()
-            return self._made
+            if newest and self._made is not None and site.clock.monotonic() - self._made_s <= self.KEEP_S:
+                return self._made
+            counted = await site.database.one(_Ingested, _INGESTED, {"from": span.start, "to": span.end})
+            assert counted is not None
+            found = counted.answer(span)
+            if newest:
+                self._made, self._made_s = found, site.clock.monotonic()
+            return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +158,7 @@ class _Ingested:
     duplicates_raw: int
     duplicates_interval: int
 
-    def answer(self) -> Ingest:
+    def answer(self, span: Span) -> Ingest:
         first, last = self.first_recorded_at, self.last_recorded_at
         return Ingest(
             rows=self.rows_energy + self.rows_power,
@@ -167,35 +172,46 @@ class _Ingested:
             ingest_seconds=(last - first).total_seconds() if first and last else 0.0,
             duplicates=self.duplicates_raw + self.duplicates_interval,
             duplicates_raw=self.duplicates_raw,
+            duplicates_raw_from=span.start,
+            duplicates_raw_to=span.end,
             duplicates_interval=self.duplicates_interval,
         )
 
 
-# Raw duplicates: the index (meter_id, at) finds the few instants with more than one row; only those look up their
-# epoch, because the same instant under another epoch is legal.
+# Raw duplicates: the index (meter_id, at), asked meter by meter, finds the few instants with more than one row; only
+# those look up their epoch, because the same instant under another epoch is legal. All else costs the same at any age.
 _INGESTED: Final[LiteralString] = """
-    WITH energy_again AS (SELECT meter_id, at FROM energy_sample GROUP BY meter_id, at HAVING count(*) > 1),
-         power_again AS (SELECT meter_id, at FROM power_sample GROUP BY meter_id, at HAVING count(*) > 1),
-         surplus AS (
-             SELECT count(*) - 1 AS n
-             FROM energy_again JOIN energy_sample USING (meter_id, at) JOIN batch USING (batch_id)
-             GROUP BY gateway, epoch, meter_id, at
-             UNION ALL
-             SELECT count(*) - 1 AS n
-             FROM power_again JOIN power_sample USING (meter_id, at) JOIN batch USING (batch_id)
-             GROUP BY gateway, epoch, meter_id, at
-         )
+    WITH energy_again AS (
+        SELECT meter_id, at FROM meter m CROSS JOIN LATERAL (
+            SELECT at FROM energy_sample s WHERE s.meter_id = m.meter_id AND at >= %(from)s AND at < %(to)s
+            GROUP BY at HAVING count(*) > 1) again
+    ), power_again AS (
+        SELECT meter_id, at FROM meter m CROSS JOIN LATERAL (
+            SELECT at FROM power_sample s WHERE s.meter_id = m.meter_id AND at >= %(from)s AND at < %(to)s
+            GROUP BY at HAVING count(*) > 1) again
+    ), surplus AS (
+        SELECT count(*) - 1 AS n
+        FROM energy_again a JOIN LATERAL (
+            SELECT batch_id FROM energy_sample s WHERE (s.meter_id, s.at) = (a.meter_id, a.at)) s ON true
+        JOIN batch USING (batch_id) GROUP BY gateway, epoch, meter_id, at
+        UNION ALL
+        SELECT count(*) - 1 AS n
+        FROM power_again a JOIN LATERAL (
+            SELECT batch_id FROM power_sample s WHERE (s.meter_id, s.at) = (a.meter_id, a.at)) s ON true
+        JOIN batch USING (batch_id) GROUP BY gateway, epoch, meter_id, at
+    )
     SELECT b.*,
            (SELECT coalesce(sum(greatest(rows, 1)), 0) FROM quarantine WHERE replayed_at IS NULL) AS quarantined,
            (SELECT coalesce(sum(n), 0) FROM surplus) AS duplicates_raw,
            (SELECT count(DISTINCT (point_id, start)) FROM interval
-            WHERE mod(extract(epoch FROM start)::bigint, 900) <> 0)
+            WHERE date_bin('15 min', start, timestamptz '2000-01-01 00:00Z') <> start)
            + (SELECT count(*) FROM load WHERE meters_received > meters_expected) AS duplicates_interval
     FROM (SELECT coalesce(sum(rows) FILTER (WHERE kind = 'energy'), 0) AS rows_energy,
                  coalesce(sum(rows) FILTER (WHERE kind = 'power'), 0) AS rows_power,
                  coalesce(sum(rows) FILTER (WHERE kind = 'events'), 0) AS events,
-                 count(*) AS batches, min(recorded_at) AS first_recorded_at, max(recorded_at) AS last_recorded_at
-          FROM batch) b
+                 coalesce(sum(batches), 0) AS batches, min(first_recorded_at) AS first_recorded_at,
+                 max(last_recorded_at) AS last_recorded_at
+          FROM batch_count) b
 """
 
 
@@ -204,9 +220,15 @@ def ingest_route(count: IngestCount) -> APIRouter:
     route = APIRouter(tags=["operations"])
 
     @route.get("/v1/ingest", summary="What was stored, set aside, and whether anything is there twice")
-    async def ingest(site: SiteNeeded) -> Ingest:
-        """`ingest_seconds` runs from the first batch recorded to the last. Up to 5 s old."""
-        return await count.get(site)
+    async def ingest(request: Request, site: SiteNeeded, span: SpanAsked) -> Ingest:
+        """Counts are of all that was ever stored. Rows that are there twice are looked for among the instants in
+        [from, to), by default the last day, 100 days at most: looking costs as much as reading their keys. Batches
+        entered more than 63 days ago are not told apart any more, so a duplicate must be looked for before.
+
+        `ingest_seconds` runs from the first batch recorded to the last. Without `from` and `to` up to 5 s old.
+        """
+        chosen = {"from", "to"} & request.query_params.keys()
+        return await count.get(site, bounded(span), newest=not chosen)
 
     return route
 

@@ -67,7 +67,10 @@ def expect(connection: Connection, calendar: Calendar, now: datetime) -> datetim
         if first is None:
             return None
         asked = {"first": first, "until": floor_mark(now), "zone": str(calendar.zone)}
-        for statement in (_WANTED, _DATED, _EXPECTED, _RECEIVED, _KEPT, _TOUCHED, _UNROLL, _ROLL_UP):
+        for statement in (
+            _WANTED, _DATED, _EXPECTED, _RECEIVED, _KEPT, _TOUCHED, _UNROLL, _ROLL_UP,
+            _UNROLL_MISSING, _ROLL_UP_MISSING,
+        ):  # fmt: skip
             cursor.execute(statement, asked)
         return first
 
@@ -175,19 +178,16 @@ _KEPT: Final = """
 _TOUCHED: Final = """
     INSERT INTO rolled
     SELECT DISTINCT area_id, day FROM counted JOIN point_in_area USING (point_id)
-    WHERE valid_from < (day + 1)::timestamp AT TIME ZONE %(zone)s AND valid_to > day::timestamp AT TIME ZONE %(zone)s
+    WHERE valid_from < (day + 1)::timestamp AT TIME ZONE %(zone)s
 """
 _UNROLL: Final = """
     DELETE FROM completeness_area_day held USING rolled r WHERE (held.area_id, held.day) = (r.area_id, r.day)
 """
+_UNROLL_MISSING: Final = """
+    DELETE FROM missing_area_day held USING rolled r WHERE (held.area_id, held.day) = (r.area_id, r.day)
+"""
 # A point counts where it stood at the end of the day: in its area, and with the gateway that polled it last.
-_ROLL_UP: Final = """
-    INSERT INTO completeness_area_day
-    SELECT r.area_id, coalesce(i.gateway, (SELECT gateway FROM area WHERE area.area_id = r.area_id)), day,
-           sum(expected), sum(received)
-    FROM (SELECT DISTINCT area_id, day FROM rolled) r
-    JOIN (SELECT DISTINCT area_id, point_id FROM point_in_area) p USING (area_id)
-    JOIN completeness_day c USING (point_id, day)
+_STOOD: Final = """
     JOIN LATERAL (
         SELECT area_id FROM point_in_area a
         WHERE a.point_id = c.point_id AND a.valid_from < (day + 1)::timestamp AT TIME ZONE %(zone)s
@@ -199,8 +199,25 @@ _ROLL_UP: Final = """
           AND i.valid_to > day::timestamp AT TIME ZONE %(zone)s
         ORDER BY valid_from DESC LIMIT 1
     ) i ON true
-    GROUP BY 1, 2, 3
 """
+_ROLL_UP: Final = f"""
+    INSERT INTO completeness_area_day
+    SELECT r.area_id, coalesce(i.gateway, (SELECT gateway FROM area WHERE area.area_id = r.area_id)), day,
+           sum(expected), sum(received)
+    FROM (SELECT DISTINCT area_id, day FROM rolled) r
+    JOIN (SELECT DISTINCT area_id, point_id FROM point_in_area) p USING (area_id)
+    JOIN completeness_day c USING (point_id, day) {_STOOD}
+    GROUP BY 1, 2, 3
+"""  # noqa: S608 the part is the literal above
+_ROLL_UP_MISSING: Final = f"""
+    INSERT INTO missing_area_day
+    SELECT r.area_id, coalesce(i.gateway, (SELECT gateway FROM area WHERE area.area_id = r.area_id)), day, reason,
+           sum(extract(epoch FROM end_at - start_at)) / 900
+    FROM (SELECT DISTINCT area_id, day FROM rolled) r
+    JOIN (SELECT DISTINCT area_id, point_id FROM point_in_area) p USING (area_id)
+    JOIN gap c USING (point_id, day) {_STOOD}
+    GROUP BY 1, 2, 3, 4
+"""  # noqa: S608 the part is the literal above
 
 
 # ---- what is missing and why -----------------------------------------------------------------------------------------
@@ -218,7 +235,10 @@ def list_gaps(connection: Connection, calendar: Calendar, now: datetime) -> bool
         }  # fmt: skip
         found = cursor.execute(_LISTING, asked).rowcount
         cursor.execute(_RECENT, asked)
-        for statement in (_PLACES, "ANALYZE listing", "ANALYZE place", *_CAUSES, "ANALYZE cause", _JUDGED, *_KEEP):
+        for statement in (
+            _PLACES, "ANALYZE listing", "ANALYZE place", *_CAUSES, "ANALYZE cause", _JUDGED, *_KEEP,
+            _TOUCHED, _UNROLL_MISSING, _ROLL_UP_MISSING,
+        ):  # fmt: skip
             cursor.execute(statement, asked)
         return found == POINT_DAYS_MAX
 
@@ -357,12 +377,21 @@ _JUDGED: Final = """
 """
 _KEEP: Final = (
     """
-    DELETE FROM gap USING listing l
-    WHERE (gap.point_id, gap.day) = (l.point_id, l.day) AND NOT EXISTS (
-        SELECT FROM judged j
-        WHERE (j.point_id, j.start_at, j.end_at, j.reason) = (gap.point_id, gap.start_at, gap.end_at, gap.reason))
+    WITH gone AS (
+        DELETE FROM gap USING listing l
+        WHERE (gap.point_id, gap.day) = (l.point_id, l.day) AND NOT EXISTS (
+            SELECT FROM judged j
+            WHERE (j.point_id, j.start_at, j.end_at, j.reason) = (gap.point_id, gap.start_at, gap.end_at, gap.reason))
+        RETURNING gap.point_id, gap.day
+    )
+    INSERT INTO counted SELECT * FROM gone
     """,
-    "INSERT INTO gap SELECT * FROM judged ON CONFLICT (point_id, start_at) DO NOTHING",
+    """
+    WITH come AS (
+        INSERT INTO gap SELECT * FROM judged ON CONFLICT (point_id, start_at) DO NOTHING RETURNING point_id, day
+    )
+    INSERT INTO counted SELECT * FROM come
+    """,
     """
     INSERT INTO completeness_day AS held (point_id, day, expected, received) SELECT point_id, day, 0, 0 FROM listing
     ON CONFLICT (point_id, day) DO UPDATE

@@ -216,6 +216,8 @@ _AREA_LOAD: Final = """
     ON CONFLICT (series, start) DO UPDATE SET
         supplied_wh = excluded.supplied_wh, delivered_wh = excluded.delivered_wh,
         meters_expected = excluded.meters_expected, meters_received = excluded.meters_received
+    WHERE (load.supplied_wh, load.delivered_wh, load.meters_expected, load.meters_received) IS DISTINCT FROM
+          (excluded.supplied_wh, excluded.delivered_wh, excluded.meters_expected, excluded.meters_received)
 """
 # Feeders and the substation are sums of areas; supplied is null where it is of any.
 _WIDER_LOAD: Final = """
@@ -240,6 +242,8 @@ _WIDER_LOAD: Final = """
     ON CONFLICT (series, start) DO UPDATE SET
         supplied_wh = excluded.supplied_wh, delivered_wh = excluded.delivered_wh,
         meters_expected = excluded.meters_expected, meters_received = excluded.meters_received
+    WHERE (load.supplied_wh, load.delivered_wh, load.meters_expected, load.meters_received) IS DISTINCT FROM
+          (excluded.supplied_wh, excluded.delivered_wh, excluded.meters_expected, excluded.meters_received)
 """
 # A registry that moved the last point out of an area, or the last area off a feeder, leaves no load there.
 _EMPTIED: Final = """

@@ -97,9 +97,8 @@ _LOSSES: Final = """
 """
 _COLLECTED: Final = """
     SELECT area_id, (sum(received) / sum(expected))::float8, (
-        SELECT reason FROM gap JOIN metering_point USING (point_id)
-        WHERE gap.day = %(day)s AND area_id = c.area_id
-        GROUP BY reason ORDER BY sum(end_at - start_at) DESC, reason LIMIT 1)
+        SELECT reason FROM missing_area_day m WHERE m.day = %(day)s AND m.area_id = c.area_id
+        GROUP BY reason ORDER BY sum(intervals) DESC, reason LIMIT 1)
     FROM completeness_area_day c WHERE day = %(day)s GROUP BY area_id HAVING sum(expected) > 0
 """
 _METERS: Final = """

@@ -1,7 +1,7 @@
 """Every other route, over HTTP from a real server on a real database."""
 
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def test_ingest_counts_rows_and_finds_what_is_there_twice(postgres: Postgres, tm
                 ('gw', 'b', 3, 'events', 4, now(), '2026-01-01 00:00:11Z')
             """
         )
+        connection.execute("INSERT INTO meter (serial, protocol) SELECT n, 'modbus-tcp' FROM generate_series(1, 3) n")
         connection.execute(
             """
             INSERT INTO energy_sample (meter_id, at, gateway_at, quality, batch_id)
@@ -97,11 +98,33 @@ def test_ingest_counts_rows_and_finds_what_is_there_twice(postgres: Postgres, tm
                            "SELECT n, %(at)s, %(at)s, 0, 3 FROM generate_series(1, 3) n", {"at": FIRST})  # fmt: skip
         connection.execute("INSERT INTO load VALUES ('area:A1', %s, 1, 1, 5, 6), ('area:A1', %s, 1, 1, 5, 5)",
                            (FIRST, NOW))  # fmt: skip
+    days = {"from_": FIRST.isoformat(), "to": NOW.isoformat()}
     with serve(dsn, tmp_path) as served:
-        found = served.get("/v1/ingest").json()
+        found = served.get("/v1/ingest", **days).json()
         assert (found["rows"], found["rows_energy"], found["rows_power"], found["events"]) == (6, 3, 3, 4)
         assert (found["batches"], found["ingest_seconds"]) == (4, 42.0)
         assert (found["duplicates"], found["duplicates_raw"], found["duplicates_interval"]) == (2, 1, 1)
+        newest = served.get("/v1/ingest").json()
+        assert (newest["rows"], newest["duplicates_raw"], newest["duplicates_interval"]) == (6, 0, 1), (
+            "a day's instants"
+        )
+        looked = [datetime.fromisoformat(newest[f"duplicates_raw_{end}"]) for end in ("from", "to")]
+        assert looked[1] - looked[0] == timedelta(days=1)
+        too_long = served.get("/v1/ingest", from_="2025-01-01T00:00:00Z", to="2026-01-01T00:00:00Z")
+        assert (too_long.status_code, too_long.json()["where"]) == (422, "query: from, to")
+        # Taken out of the ledger they are counted still, and so is what is replayed into one of them.
+        with psycopg.connect(dsn) as connection:
+            connection.execute("UPDATE batch SET rows = rows + 2 WHERE batch_id = 3")
+            connection.execute("SELECT compact_ledger(now(), 100)")
+            connection.execute(
+                "INSERT INTO interval (point_id, start, version, quality) VALUES (1, '2020-01-01 00:07Z', 1, 0)"
+            )
+            left = connection.execute("SELECT (SELECT count(*) FROM batch), (SELECT count(*) FROM batch_count)")
+            assert left.fetchone() == (0, 3), "one of each kind"
+        found = served.get("/v1/ingest", **days).json()
+        assert (found["rows_energy"], found["rows_power"], found["events"], found["batches"]) == (3, 5, 4, 4)
+        assert (found["ingest_seconds"], found["duplicates_interval"]) == (42.0, 2)
+        assert served.get("/v1/status").json()["rows"] == 8
 
 
 def test_ingest_of_a_clean_site(served: Served) -> None:

@@ -39,6 +39,8 @@ INSERT INTO completeness_area_day
     FROM completeness_day JOIN metering_point USING (point_id) JOIN area USING (area_id) GROUP BY 1, 2, 3;
 INSERT INTO gap VALUES (2, '2026-03-01', '2026-03-01 02:00Z', '2026-03-01 03:00Z', 'meter_silent'),
                        (2, '2026-03-02', '2026-03-02 02:00Z', '2026-03-02 03:00Z', 'unknown');
+INSERT INTO missing_area_day VALUES ('A1', 'gw-a1', '2026-03-01', 'meter_silent', 4),
+                                    ('A1', 'gw-a1', '2026-03-02', 'unknown', 4);
 INSERT INTO load
     SELECT series, start, 10000, 9500, 2, 2
     FROM (VALUES ('substation:S1'), ('feeder:F1'), ('area:A1'), ('area:A2')) AS s(series),

@@ -185,6 +185,49 @@ def summed(site: Store) -> dict[tuple[str, date], tuple[int, int]]:
     return {(area, day): (int(expected), int(received)) for area, day, expected, received in found}
 
 
+def missing(site: Store) -> dict[tuple[str, str, date, str], int]:
+    """As the roll-up has it: by area, gateway, day and reason."""
+    found = site.connection.execute("SELECT area_id, gateway, day, reason, intervals FROM missing_area_day")
+    return {(area, gateway, day, reason): int(intervals) for area, gateway, day, reason, intervals in found}
+
+
+def test_missing_intervals_roll_up_where_the_point_stood_that_day(site: Store) -> None:
+    """A point moves to the next area and gateway between two days on which it misses something."""
+    point = customers(site)[0]
+    without(site, point, ("11 03:00", "11 04:45"))
+    settle(site)
+    assert missing(site) == {("A1", "gw-a1", DAY, "unknown"): 9}
+    event(site, "meter_silent", "11 03:40", point)
+    event(site, "meter_back", "11 04:52", point)
+    settle(site)
+    assert missing(site) == {("A1", "gw-a1", DAY, "meter_silent"): 9}, "a new reason takes the old one's place"
+    site.connection.execute(
+        """
+        WITH moved AS (
+            UPDATE point_in_area a SET valid_to = %(at)s FROM metering_point p
+            WHERE p.point_id = a.point_id AND point = %(point)s RETURNING a.*
+        ), now_there AS (
+            INSERT INTO point_in_area SELECT point_id, 'A2', role, phases, node_id, controllable, %(at)s FROM moved
+        ), here AS (
+            UPDATE installation i SET valid_to = %(at)s FROM moved WHERE i.point_id = moved.point_id RETURNING i.*
+        ), in_force AS (
+            UPDATE metering_point SET area_id = 'A2' WHERE point = %(point)s
+        )
+        INSERT INTO installation (meter_id, point_id, gateway, wire_name, valid_from)
+        SELECT meter_id, point_id, 'gw-a2', 'moved', %(at)s FROM here
+        """,
+        {"point": point, "at": at("12 00:00")},
+    )
+    site.put(START + QUARTER, at("12 17:00"), points=others(site, point))
+    site.put(START + QUARTER, at("12 02:00"), points={point})
+    site.put(at("12 03:00"), at("12 17:00"), points={point})
+    settle(site, NOW + timedelta(days=1))
+    assert missing(site) == {("A1", "gw-a1", DAY, "meter_silent"): 9, ("A2", "gw-a2", date(2026, 3, 12), "unknown"): 4}
+    site.put(MIDNIGHT, START, points={point})
+    settle(site, NOW + timedelta(days=1))
+    assert missing(site) == {("A2", "gw-a2", date(2026, 3, 12), "unknown"): 4}, "what came is not missing any more"
+
+
 def test_counts_are_the_same_however_the_days_came(site: Store) -> None:
     """Newest first, as backfill comes, so that the site's first mark moves, and with time going by between."""
     for back in range(3):
