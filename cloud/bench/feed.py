@@ -182,14 +182,15 @@ def column_names(kind: Kind) -> tuple[str, ...]:
 
 def copy_streams(rows: Rows, commit: int) -> list[bytes]:
     """Whole binary COPY streams of ``commit`` rows each; the last may be shorter."""
-    return [_stream(rows, slice(first, first + commit)) for first in range(0, len(rows), commit)]
+    return [encode(copy_fields(rows, slice(first, first + commit))) for first in range(0, len(rows), commit)]
 
 
 def _present(rows: Rows, name: str) -> NDArray[np.bool_]:
     return rows.valid[name] if name in NULLABLE_INTEGERS else ~np.isnan(rows.values[name])
 
 
-def _stream(rows: Rows, some: slice) -> bytes:
+def copy_fields(rows: Rows, some: slice) -> list[Field]:
+    """In the order of ``column_names``."""
     values = {name: array[some] for name, array in rows.values.items()}
     fields = [
         Field(values["meter_id"], ">i4"),
@@ -201,7 +202,7 @@ def _stream(rows: Rows, some: slice) -> bytes:
     for name in quantities(rows.kind):
         dtype = ">i8" if name in NULLABLE_INTEGERS else ">f4"
         fields.append(Field(values[name], dtype, _present(rows, name)[some]))
-    return encode([*fields, Field(values["batch_id"], ">i8")])
+    return [*fields, Field(values["batch_id"], ">i8")]
 
 
 def tuples(rows: Rows, count: int) -> list[tuple[int | float | datetime | None, ...]]:

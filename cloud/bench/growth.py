@@ -16,13 +16,14 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.api.access import Days, Site
+from cloud.api.access import Days, Site, Span
 from cloud.api.completeness import completeness, gaps
 from cloud.api.database import Database, Row
-from cloud.bench.feed import column_names, copy_streams, day_of_rows
+from cloud.api.operations import IngestCount, status_of
+from cloud.bench.feed import column_names, copy_fields, day_of_rows
 from cloud.bench.line import HEADLINE_ROWS, Document, Line, table_of
 from cloud.bench.services import Ingestors
-from cloud.store.binary_copy import Field, encode, instant
+from cloud.store.binary_copy import Field, instant, stream
 from cloud.store.migrations import Connection, Edition
 from protocols.clock import SystemClock
 from protocols.quantities import Kind
@@ -37,12 +38,63 @@ TURNS_MAX: Final = 3  # of each at a step: what they add must fit behind the las
 Statement: TypeAlias = tuple[LiteralString, dict[str, Any]]
 
 
-def copy_day(connection: Connection, kind: Kind, meter_ids: NDArray[np.int32], day: datetime) -> None:
+class Day:
+    """A day's rows ready for COPY, for this day and, by moving their instants, for others: making them takes longer."""
+
+    def __init__(self, query: LiteralString, fields: Sequence[Field], instants: Sequence[int]) -> None:
+        """``instants``: which of the fields are."""
+        self._query = query
+        self._rows = stream(fields)
+        self._later = timedelta()
+        self._places: list[NDArray[np.int64]] = []
+        at = np.concatenate(([0], self._rows.ends[:-1])) + 2  # a row begins with its number of fields,
+        for i, field in enumerate(fields):
+            valid = np.ones(len(at), bool) if field.valid is None else field.valid
+            at = at + 4  # and a field with its length
+            if i in instants:
+                self._places.append(at[valid][:, None] + np.arange(8))
+            at = at + valid * np.dtype(field.dtype).itemsize
+
+    def copy(self, connection: Connection, later: timedelta) -> None:
+        """The rows as they are ``later``."""
+        body = self._rows.body
+        for places in self._places:
+            moved = body[places].view(">i8") + (later - self._later) // timedelta(microseconds=1)
+            body[places] = moved.astype(">i8").view(np.uint8)
+        self._later = later
+        with connection.cursor().copy(self._query) as copy:
+            self._rows.write(copy)
+
+
+def day_of_samples(kind: Kind, meter_ids: NDArray[np.int32], day: datetime) -> Day:
+    names = column_names(kind)
     rows = day_of_rows(kind, meter_ids, to_us(day), MARKS)
-    query: LiteralString = f"COPY {table_of(kind)} ({', '.join(column_names(kind))}) FROM STDIN (FORMAT BINARY)"
-    with connection.cursor().copy(query) as copy:
-        for stream in copy_streams(rows, len(rows)):
-            copy.write(stream)
+    query: LiteralString = f"COPY {table_of(kind)} ({', '.join(names)}) FROM STDIN (FORMAT BINARY)"
+    return Day(
+        query,
+        copy_fields(rows, slice(None)),
+        [i for i, name in enumerate(names) if name in ("at", "gateway_at", "meter_at")],
+    )
+
+
+def day_of_intervals(point_ids: NDArray[np.int32], day: datetime) -> Day:
+    """Mark by mark, as they are derived."""
+    count = MARKS * len(point_ids)
+    row = np.arange(count)
+    wh = (row * 7919 % 1000).astype(np.int64)
+    fields = [
+        Field(point_ids[row % len(point_ids)], ">i4"),
+        instant(to_us(day) + row // len(point_ids) * 900_000_000),
+        Field(np.ones(count, np.int64), ">i8"),
+        *[Field(wh // (i + 1), ">i8", np.full(count, i < 2)) for i in range(4)],
+        Field(np.zeros(count, np.int16), ">i2"),
+    ]
+    return Day(
+        "COPY interval (point_id, start, version, energy_import_wh, energy_export_wh, reactive_import_varh,"
+        " reactive_export_varh, quality) FROM STDIN (FORMAT BINARY)",
+        fields,
+        [1],
+    )
 
 
 class Table:
@@ -59,15 +111,21 @@ class Table:
         self._behind = self.first + timedelta(days=days)
 
     def fill(self, days: int) -> None:
-        while self.days < days:
-            day = self.first + self.days * DAY
-            copy_day(self._connection, Kind.POWER, self._meters, day)
-            self._copy_intervals(day)
-            self.days += 1
+        made = [day_of_samples(Kind.POWER, self._meters, self.first), day_of_intervals(self._meters, self.first)]
+        for day in range(self.days, days):
+            for rows in made:
+                rows.copy(self._connection, day * DAY)
         self._connection.execute(
             "INSERT INTO interval_version (version, closed_at) VALUES (1, now()) ON CONFLICT DO NOTHING"
         )
-        self._derive()
+        self._connection.execute(
+            "INSERT INTO batch (gateway, epoch, seq, kind, rows, sent_at)"
+            " SELECT gateway, 'filled', seq, 'power', %s, %s::timestamptz + seq * interval '15 min'"
+            " FROM generate_series(%s::integer, %s::integer) AS seq CROSS JOIN area ORDER BY seq",
+            [self._line.meter_ids.shape[1], self.first, self.days * MARKS, days * MARKS - 1],
+        )
+        self._derive(self.days, days)
+        self.days = days
         if self._line.here.edition is Edition.COMMUNITY:
             for (job,) in self._connection.execute(
                 "SELECT job_id FROM timescaledb_information.jobs"
@@ -76,50 +134,39 @@ class Table:
                 self._connection.execute("CALL run_job(%s)", [job])
         self._connection.execute("VACUUM ANALYZE")
 
-    def _copy_intervals(self, day: datetime) -> None:
-        count = MARKS * len(self._meters)
-        row = np.arange(count)
-        wh = (row * 7919 % 1000).astype(np.int64)
-        fields = [
-            Field(self._meters[row % len(self._meters)], ">i4"),
-            instant(to_us(day) + row // len(self._meters) * 900_000_000),
-            Field(np.ones(count, np.int64), ">i8"),
-            *[Field(wh // (i + 1), ">i8", np.full(count, i < 2)) for i in range(4)],
-            Field(np.zeros(count, np.int16), ">i2"),
-        ]
-        with self._connection.cursor().copy(
-            "COPY interval (point_id, start, version, energy_import_wh, energy_export_wh, reactive_import_varh,"
-            " reactive_export_varh, quality) FROM STDIN (FORMAT BINARY)"
-        ) as copy:
-            copy.write(encode(fields))
-
-    def _derive(self) -> None:
-        """Completeness of the days on record, and a year of loads, since that is what is asked for."""
+    def _derive(self, first: int, end: int) -> None:
+        """Completeness of days [first, end) on record, and a year of loads, since that is what is asked for."""
         self._connection.execute(
             "INSERT INTO completeness_day (point_id, day, expected, received)"
             " SELECT point_id, %s::date + n, 96, 96 - (point_id * 7 + n) %% 5"
-            " FROM metering_point CROSS JOIN generate_series(0, %s) AS n ON CONFLICT DO NOTHING",
-            [self.first, self.days - 1],
-        )
-        self._connection.execute(
-            "INSERT INTO completeness_area_day (area_id, gateway, day, expected, received)"
-            " SELECT area_id, gateway, day, sum(expected), sum(received)"
-            " FROM completeness_day JOIN metering_point USING (point_id) JOIN area USING (area_id)"
-            " GROUP BY area_id, gateway, day ON CONFLICT DO NOTHING"
+            " FROM generate_series(%s::integer, %s::integer) AS n CROSS JOIN metering_point ORDER BY n",
+            [self.first, first, end - 1],
         )
         self._connection.execute(
             "INSERT INTO gap (point_id, day, start_at, end_at, reason)"
             " SELECT point_id, day, at, at + (expected - received) * interval '15 min', 'meter_silent'"
             " FROM completeness_day, LATERAL (SELECT day::timestamp AT TIME ZONE 'UTC') AS t (at)"
-            " WHERE received < expected ON CONFLICT DO NOTHING"
+            " WHERE received < expected AND day >= %s::date + %s::integer ORDER BY day",
+            [self.first, first],
         )
-        self._connection.execute(
-            "INSERT INTO load (series, start, supplied_wh, delivered_wh, meters_expected, meters_received)"
-            " SELECT 'area:' || area_id, at, 25000 + n, 24000 + n, 100, 100"
-            " FROM area CROSS JOIN generate_series(0, %s) AS n,"
-            " LATERAL (SELECT %s::timestamptz + n * interval '15 min') AS t (at) ON CONFLICT DO NOTHING",
-            [YEAR * MARKS - 1, self.first - (YEAR - 1) * DAY],
-        )
+        for rolled in (
+            "INSERT INTO completeness_area_day (area_id, gateway, day, expected, received)"
+            " SELECT area_id, gateway, day, sum(expected), sum(received)"
+            " FROM completeness_day JOIN metering_point USING (point_id) JOIN area USING (area_id)"
+            " WHERE day >= %s::date + %s::integer GROUP BY area_id, gateway, day ORDER BY day",
+            "INSERT INTO missing_area_day (area_id, gateway, day, reason, intervals)"
+            " SELECT area_id, gateway, day, reason, sum(extract(epoch FROM end_at - start_at)) / 900"
+            " FROM gap JOIN metering_point USING (point_id) JOIN area USING (area_id)"
+            " WHERE day >= %s::date + %s::integer GROUP BY area_id, gateway, day, reason ORDER BY day",
+        ):
+            self._connection.execute(rolled, [self.first, first])
+        if first == 0:
+            self._connection.execute(
+                "INSERT INTO load (series, start, supplied_wh, delivered_wh, meters_expected, meters_received)"
+                " SELECT 'area:' || area_id, %s::timestamptz + n * interval '15 min', 25000 + n, 24000 + n, 100, 100"
+                " FROM generate_series(0, %s) AS n CROSS JOIN area ORDER BY n",
+                [self.first - (YEAR - 1) * DAY, YEAR * MARKS - 1],
+            )
 
     def rates(self, running: Ingestors) -> Document:
         """The line and COPY alone behind the last day, at the same commit size, nothing emptied."""
@@ -259,7 +306,7 @@ Page: TypeAlias = Callable[[Site], Awaitable[int]]
 
 
 def pages(table: Table) -> dict[str, Page]:
-    """What the completeness page (采集成功率) asks for; each tells how many rows it shows."""
+    """What the completeness page (采集成功率) and those of operators ask for; each tells how many rows it shows."""
     last = (table.first + table.days * DAY).date()
     day, month = Days(last - DAY, last), Days(last - min(30, table.days) * DAY, last)
 
@@ -272,10 +319,20 @@ def pages(table: Table) -> dict[str, Page]:
     async def missing(site: Site) -> int:
         return len((await gaps(site, day)).gaps)
 
+    newest = Span(table.first + (table.days - 1) * DAY, table.first + table.days * DAY)
+
+    async def stored(site: Site) -> int:
+        return len([await IngestCount().get(site, newest, newest=False)])
+
+    async def line(site: Site) -> int:
+        return len([await status_of(site)])
+
     return {
         "completeness page: areas, a month": by_area,
         "completeness page: an area's meters, a day": of_points,
         "completeness page: gaps of a day": missing,
+        "ingest: rows stored, a day's duplicates": stored,
+        "status line": line,
     }
 
 
@@ -301,7 +358,9 @@ def ask_page(line: Line, what: str, page: Page) -> Document:
 def growth(line: Line, steps: Sequence[int], running: Ingestors, say: Callable[[str], None]) -> list[Document]:
     """For each number of days: rates and queries."""
     line.empty()
-    line.connection.execute("TRUNCATE interval, interval_version, load, completeness_day, completeness_area_day, gap")
+    line.connection.execute(
+        "TRUNCATE interval, interval_version, load, completeness_day, completeness_area_day, missing_area_day, gap"
+    )
     table = Table(line, max(steps))
     told = []
     for days in steps:
@@ -333,7 +392,7 @@ def disk(line: Line, kind: Kind) -> Document:
     now = datetime.now(UTC)
     first = datetime(1970, 1, 1, tzinfo=UTC) + ((now - datetime(1970, 1, 1, tzinfo=UTC)) // (7 * DAY) - 3) * 7 * DAY
     for i in range(line.effort.disk_days):
-        copy_day(connection, kind, meters, first + i * DAY)
+        day_of_samples(kind, meters, first + i * DAY).copy(connection, timedelta())
     rows = line.effort.disk_days * MARKS * len(meters)
     hyper = line.here.edition >= Edition.TIMESCALEDB
     parts: list[str] = [table]
