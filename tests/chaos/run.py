@@ -1,11 +1,11 @@
-"""One chaos run from set-up to verdict."""
+"""One run from set-up to verdict: what happens in between is a chaos, or an outage."""
 
 import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -74,6 +74,16 @@ class Result:
         return sum(count for count, _ in self.collected.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Play:
+    """What is under way. ``result`` is whole when it is over."""
+
+    stage: Stage
+    accounts: Sequence[Account]
+    trouble: Trouble
+    result: Result
+
+
 def run(
     duration_s: float,
     seed: int,
@@ -83,26 +93,47 @@ def run(
     logs: Path | None = None,
 ) -> Result:
     """``period_s``: between two marks of a gateway. ``logs``: a folder for what every program wrote."""
+
+    async def chaos(folder: Path) -> Result:
+        # It saves what it remembers each second, and not each half minute: it is killed that often.
+        often = {"autosave_interval": 1}
+        async with play(folder, duration_s, seed, period_s, echo, logs, small_disks=True, mosquitto_conf=often) as it:
+            await it.trouble.run()
+            it.trouble.timeline.note("no more trouble, nothing new is collected")
+        return it.result
+
     with open_folder() as folder:
-        return asyncio.run(_run(folder, duration_s, seed, period_s, echo, logs))
+        return asyncio.run(chaos(folder))
 
 
-async def _run(
-    folder: Path, duration_s: float, seed: int, period_s: float, echo: Callable[[str], None], logs: Path | None
-) -> Result:
+@asynccontextmanager
+async def play(
+    folder: Path,
+    duration_s: float,
+    seed: int,
+    period_s: float,
+    echo: Callable[[str], None],
+    logs: Path | None,
+    *,
+    small_disks: bool,
+    mosquitto_conf: Mapping[str, int],
+) -> AsyncIterator[Play]:
+    """Gateways collect while the caller does what it likes to the stage. In the end all must have its receipt, and the
+    rows are compared."""
     began_at = datetime.now(UTC)
     # Marks in the past: a second here is a quarter of an hour or so of the meters, and nobody reads the future.
     marks = int(duration_s / period_s * 2) + 1_000
     start = datetime.fromtimestamp(began_at.timestamp() // 900 * 900, UTC) - marks * QUARTER
     accounts = [Account(folder / "witness" / name) for name in GATEWAYS]
-    async with stage(folder, start=start, period_s=period_s) as it:
+    async with stage(
+        folder, start=start, period_s=period_s, small_disks=small_disks, mosquitto_conf=mosquitto_conf
+    ) as it:
         trouble = Trouble(it, accounts, random.Random(seed), duration_s)
         trouble.timeline.echo = echo
         result = Result(seed, duration_s, period_s, began_at, trouble.timeline, Checks())
         checking = asyncio.create_task(_check_promises(it, accounts, trouble.killed, result.checks))
-        await trouble.run()
+        yield Play(it, accounts, trouble, result)
         (folder / "enough").touch()
-        trouble.timeline.note("no more trouble, nothing new is collected")
         quiet_s = time.monotonic()
         try:
             await _until_all_is_promised(it, accounts)
@@ -114,12 +145,12 @@ async def _run(
             result.problems.append(f"after {time.monotonic() - quiet_s:.0f} s not everything had its receipt")
         result.settled_s = time.monotonic() - quiet_s
         checking.cancel()
-        await asyncio.gather(checking, return_exceptions=True)
+        with suppress(asyncio.CancelledError):
+            await checking
         result.sent_again = trouble.sent_again
         await asyncio.to_thread(_verdict, it, accounts, result)
         if logs:
             await asyncio.to_thread(_keep_logs, it, logs)
-    return result
 
 
 def _keep_logs(it: Stage, folder: Path) -> None:
@@ -154,14 +185,15 @@ async def _check_promises(it: Stage, accounts: Sequence[Account], killed: asynci
 
 
 def _check(it: Stage, accounts: Sequence[Account], checks: Checks) -> bool:
-    """False while the database does not answer. What was promised is read first."""
+    """False while the database does not answer. What was promised is read before what is there."""
     promised = []
-    for account in accounts:
-        account.read()
-        for epoch, seqs in list(account.promised.items()):
-            promised += [(account, epoch, account.collected[seq]) for seq in list(seqs) if seq in account.collected]
     try:
         with psycopg.connect(it.postgres.dsn, autocommit=True, connect_timeout=2) as connection:
+            for account in accounts:
+                account.read()
+                for epoch, seqs in list(account.promised.items()):
+                    known = [seq for seq in list(seqs) if seq in account.collected]
+                    promised += [(account, epoch, account.collected[seq]) for seq in known]
             ledger, marks = _ledger(connection), _marks(connection)
     except psycopg.Error:
         checks.unreachable += 1

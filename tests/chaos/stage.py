@@ -5,10 +5,12 @@ Between them proxies, under database and some queues small disks.
 
 import asyncio
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,6 +22,7 @@ import psycopg
 
 from cloud.store.migrations import migrate
 from cloud.store.registry import Registry, read_registry, save_registry
+from gateway.queue import QUEUE_FILE
 from simulators.ports import free_port
 from simulators.services import Postgres, new_password
 from tests.chaos.content import METERS
@@ -35,6 +38,7 @@ DATABASE_DISK_MB: Final = 384
 QUEUE_DISK_MB: Final = 96  # 8 MB of each queue are its reserve
 WORKERS: Final = ("one", "two")
 RESTART_S: Final = 0.3
+WATCHER: Final = "watcher"  # may read what mosquitto tells of itself
 
 Launch = Callable[[], "subprocess.Popen[Any]"]
 
@@ -64,11 +68,11 @@ class Program:
         self.process = self.launch()
         self.starts += 1
 
-    def kill(self) -> None:
-        """SIGKILL, and nothing starts it until it is wanted again."""
+    def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
+        """Nothing starts it until it is wanted again."""
         self.wanted = False
         if self.process and self.process.poll() is None:
-            self.process.kill()
+            self.process.send_signal(how)
             self.process.wait()
             self.kills += 1
         self.process = None
@@ -93,11 +97,11 @@ class SmallDisk:
 
 
 @contextmanager
-def small_disk(path: Path, size_mb: int) -> Iterator[SmallDisk | None]:
-    """None where nobody may mount; ``path`` is then a folder like any other."""
+def small_disk(path: Path, size_mb: int, *, wanted: bool) -> Iterator[SmallDisk | None]:
+    """None where it is not wanted, or nobody may mount; ``path`` is then a folder like any other."""
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size_mb}m,mode=755", "tmpfs", str(path)]
-    may_mount = os.geteuid() == 0 and shutil.which("mount") is not None
+    may_mount = wanted and os.geteuid() == 0 and shutil.which("mount") is not None
     if not may_mount or subprocess.run(mount, check=False, capture_output=True).returncode:
         yield None
         return
@@ -131,6 +135,10 @@ class Stage:
         return (self.database, self.broker, *self.workers, *self.gateways)
 
     @property
+    def queue_files(self) -> list[Path]:
+        return sorted(self.folder.glob(f"queues*/*/{QUEUE_FILE}"))
+
+    @property
     def lines(self) -> tuple[Proxy, ...]:
         return (self.field_line, self.hall_line, self.database_line)
 
@@ -161,18 +169,20 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(folder: Path, *, start: datetime, period_s: float) -> AsyncIterator[Stage]:
-    """Set up, and everything ended at the end."""
+async def stage(
+    folder: Path, *, start: datetime, period_s: float, small_disks: bool, mosquitto_conf: Mapping[str, int]
+) -> AsyncIterator[Stage]:
+    """Set up, and everything ended at the end. ``mosquitto_conf``: what is other than in production."""
     with (
-        small_disk(folder / "database", DATABASE_DISK_MB) as database_disk,
-        small_disk(folder / "queues", QUEUE_DISK_MB) as queue_disk,
+        small_disk(folder / "database", DATABASE_DISK_MB, wanted=small_disks) as database_disk,
+        small_disk(folder / "queues", QUEUE_DISK_MB, wanted=small_disks) as queue_disk,
     ):
         for name in ("queues-free", "witness", "broker"):
             (folder / name).mkdir()
-        users = {name: new_password() for name in ("cloud", *GATEWAYS)}
+        users = {name: new_password() for name in ("cloud", WATCHER, *GATEWAYS)}
         postgres = Postgres(folder / "database" / "data", free_port(), new_password())
         await asyncio.to_thread(postgres.initialize)
-        mosquitto = _mosquitto(folder / "broker", users)
+        mosquitto = _mosquitto(folder / "broker", users, mosquitto_conf)
         field_line, hall_line = Proxy(free_port(), mosquitto.port), Proxy(free_port(), mosquitto.port)
         database_line = Proxy(free_port(), postgres.port)
         worker_password = new_password()
@@ -276,14 +286,18 @@ def log(folder: Path, name: str) -> IO[bytes]:
     return (folder / f"{name}.log").open("ab")
 
 
-def _mosquitto(folder: Path, users: dict[str, str]) -> Mosquitto:
-    """As production has it, but it saves what it remembers each second."""
+def _mosquitto(folder: Path, users: dict[str, str], other: Mapping[str, int]) -> Mosquitto:
+    """As production has it but for ``other`` settings, and one more user."""
     broker = new_mosquitto(folder)
     config = folder / "config"
     shutil.copytree(DEPLOY / "mosquitto", config)
     settings = (config / "mosquitto.conf").read_text()
-    assert "autosave_interval 30" in settings
-    (config / "mosquitto.conf").write_text(settings.replace("autosave_interval 30", "autosave_interval 1"))
+    for name, value in other.items():
+        settings, found = re.subn(rf"(?m)^{name} .*$", f"{name} {value}", settings)
+        assert found == 1, f"mosquitto.conf: {name} expected once, found {found} times"
+    (config / "mosquitto.conf").write_text(settings)
+    with (config / "acl").open("a") as acl:
+        acl.write(f"\nuser {WATCHER}\ntopic read $SYS/#\n")
     broker.environment = {
         "MQTT_CONFIG": str(config),
         "MQTT_USERS": " ".join(f"{name}:{password}" for name, password in users.items()),

@@ -1,4 +1,4 @@
-"""Half a minute of chaos; and that its accounting sees a row that is lost, double, or other than it was."""
+"""Half a minute of chaos; a database away; and that the accounting sees a row lost, double, or other than it was."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,11 +9,14 @@ import pytest
 from cloud.store.installations import load_installations
 from cloud.store.migrations import migrate
 from cloud.store.samples import store
+from gateway.uplink import WINDOW
 from protocols.uplink import decode_batch
 from tests.chaos.content import KINDS, digest_of, hashes_of, kind_of, payload_of, stored_digests
+from tests.chaos.outage import document, run_outage
+from tests.chaos.outage import markdown as outage_as_markdown
 from tests.chaos.report import markdown
 from tests.chaos.run import run
-from tests.chaos.stage import import_registry
+from tests.chaos.stage import GATEWAYS, import_registry
 from tests.chaos.trouble import TROUBLES
 
 START = datetime(2026, 5, 20, tzinfo=UTC)
@@ -37,6 +40,21 @@ def test_chaos_loses_nothing_doubles_nothing_and_breaks_no_promise(tmp_path: Pat
         assert result.refused > 0, report
     else:
         print("chaos: no disk was filled, because nobody may mount a small one here")
+
+
+@pytest.mark.timeout(200)
+def test_while_the_database_is_away_the_broker_holds_what_is_on_its_way_and_gateways_hold_the_rest() -> None:
+    outage = run_outage(4.0, SEED, period_s=PERIOD_S / 2, before_s=3.0, sample_s=1)
+    result, report = outage.result, document(outage)
+    assert not result.problems, report
+    assert (result.lost, result.double) == (0, 0)
+    assert result.collected == result.stored
+    held = report["gateway_batches_max"]
+    on_their_way = len(GATEWAYS) * WINDOW
+    assert report["broker_messages_max"] >= min(held, on_their_way), report
+    assert held > on_their_way, report
+    assert report["broker_dropped"] == 0, report
+    assert "| lost; double | 0; 0 |" in outage_as_markdown(outage, "")
 
 
 def test_the_accounting_sees_what_is_lost_double_or_other_than_it_was(empty_database: str, tmp_path: Path) -> None:

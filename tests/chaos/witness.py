@@ -4,6 +4,7 @@ A SIGKILL leaves a line whole, or without its end where a page ends; that is cut
 """
 
 import os
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,6 +64,7 @@ class Account:
     begun: Collected | None = None
     forgotten: list[str] = field(default_factory=list)
     _offset: int = 0
+    _reading: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def next_step(self) -> int:
@@ -78,13 +80,13 @@ class Account:
     def read(self) -> None:
         if not self.path.exists():
             return
-        with self.path.open("rb") as file:
+        with self._reading, self.path.open("rb") as file:
             file.seek(self._offset)
             text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]  # the last line may just be being written
-        for line in whole.splitlines():
-            self._take(line.decode().split())
-        self._offset += len(whole)
+            whole = text[: text.rfind(b"\n") + 1]  # the last line may just be being written
+            for line in whole.splitlines():
+                self._take(line.decode().split())
+            self._offset += len(whole)
 
     def _take(self, words: list[str]) -> None:
         match words:
