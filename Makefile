@@ -37,8 +37,10 @@ check: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+# A file at a time to several processes, see tests/conftest.py; ARGS="-n 0 ..." or "--pdb ..." keeps to one.
 test: check
-	@set -a; if [ -f .services/environment ]; then . ./.services/environment; fi; set +a; $(BIN)/pytest $(ARGS)
+	@set -a; if [ -f .services/environment ]; then . ./.services/environment; fi; set +a; \
+		$(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Not in requirements/dev: nothing else needs atheris, and it is for Linux alone.
 fuzz: .venv/ready

@@ -14,6 +14,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from simulators import ports
 from simulators.ports import free_port
 from simulators.services import Broker, Postgres, new_password
 
@@ -21,6 +22,33 @@ if TYPE_CHECKING:
     from tests.mosquitto import Mosquitto
 
 IN_CI = os.environ.get("CI") == "true"
+# What one process still runs when the others have nothing left is waited for; so the longest files begin.
+LONGEST_FIRST = (
+    "tests/test_demo.py",
+    "tests/gateway/test_agent.py",
+    "tests/store/test_migrations.py",
+    "tests/chaos/test_chaos.py",
+    "tests/ingest/test_ingest.py",
+)
+PROCESSES_MAX = 8  # TimescaleDB takes 100 connections
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """``-n auto``: one process more than cores, since tests wait for sockets and processes half of their time."""
+    return min((os.cpu_count() or 1) + 1, PROCESSES_MAX)
+
+
+def pytest_configure() -> None:
+    """Each process draws free ports from a share of its own, or one would take the other's between draw and listen."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports.PORTS = ports.PORTS[number % count :: count]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    begin = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: begin.get(item.nodeid.partition("::")[0], len(begin)))
 
 
 def stop(process: "subprocess.Popen[Any]", how: signal.Signals = signal.SIGINT) -> None:

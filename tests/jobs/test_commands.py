@@ -47,7 +47,8 @@ def test_it_waits_for_the_database_takes_over_and_stops_when_told(
             wait_for(log, "at work")
             # Whoever cuts its session, the process comes back.
             leader.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'gridloom work'"
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'gridloom work' AND datname = current_database()"
             )
         deadline = time.monotonic() + 30
         while log.read_text().count("at work") < 2:
