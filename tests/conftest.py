@@ -26,8 +26,8 @@ IN_CI = os.environ.get("CI") == "true"
 LONGEST_FIRST = (
     "tests/test_demo.py",
     "tests/gateway/test_agent.py",
-    "tests/store/test_migrations.py",
     "tests/chaos/test_chaos.py",
+    "tests/jobs/test_completeness.py",
     "tests/ingest/test_ingest.py",
 )
 PROCESSES_MAX = 8  # TimescaleDB takes 100 connections
