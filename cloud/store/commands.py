@@ -20,10 +20,10 @@ from cloud.store.registry import (
     exchange,
     export_registry,
     known_names,
+    parse_instant,
     read_registry,
     save_registry,
 )
-from cloud.store.registry_files import parse_instant
 from cloud.store.replay import replay
 from protocols import templates
 from protocols.clock import SystemClock

@@ -1,4 +1,4 @@
-"""The registry's files: what is installed where, as CSV, read and checked whole. ``registry`` puts it on record.
+"""The registry's files: what is installed where, as CSV, read and checked whole. ``record`` puts it on record.
 
 A file states what is the case now, or, where it has the column ``valid_from``, the whole history of what it names.
 """
