@@ -40,10 +40,12 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_configure() -> None:
-    """Each process draws free ports from a share of its own, or one would take the other's between draw and listen."""
-    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    ports.PORTS = ports.PORTS[number % count :: count]
+    """Each process, with the programs it starts, draws free ports from a share of its own: nothing holds one from
+    draw to listen, and while its listener is started again."""
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        size = len(ports.PORTS) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        first = ports.PORTS.start + int(worker.removeprefix("gw")) * size
+        os.environ[ports.NARROWED] = f"{first}-{first + size - 1}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -154,8 +154,9 @@ def _queued(paths: Sequence[Path]) -> tuple[int, int]:
     batches = size = 0
     for path in paths:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as queue:
-            count, held = queue.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM batch").fetchone()
-            batches, size = batches + count, size + held
+            if queue.execute("PRAGMA user_version").fetchone()[0]:  # else its gateway has just begun to make it
+                count, held = queue.execute("SELECT count(*), coalesce(sum(bytes), 0) FROM batch").fetchone()
+                batches, size = batches + count, size + held
     return batches, size
 
 
