@@ -184,7 +184,8 @@ gateways' queues. An ingestor takes what the broker lets it have unacknowledged,
 """
 AT_THE_BOUND = """\
 What is beyond the broker's bound, `max_queued_bytes` for an ingestor, it drops, though it has acknowledged it to the
-gateway. That costs nothing but another try: without a receipt the gateway keeps the batch and sends it again.
+gateway. Nothing is lost by it: without a receipt the gateway keeps the batch, and sends it again within a minute.
+It can be seen with `--outage 120 --period 3 --broker-bytes 100000`.
 """
 
 
@@ -237,7 +238,8 @@ def markdown(outage: Outage, command: str) -> str:
             for it in _shown(outage)
         ),
         "",
-        "Seconds since the database went away; the broker tells of itself every few seconds.",
+        "Seconds since the database went away; the broker tells of itself every few seconds. A queued batch counts as",
+        "the pages of the disk that it fills.",
         "",
         "```",
         *result.timeline.lines,

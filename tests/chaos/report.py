@@ -21,6 +21,8 @@ Each gateway writes down what its queue committed, and what receipts promised be
 seconds, and after each kill as soon as the database answers, the rows of every batch that had a receipt must be there,
 and the batch in the ledger. In the end, when every queue is empty, old batches of all gateways are sent once more and
 awaited; then the hashes of all rows are compared. SIGKILL is no power cut: what a disk loses is not tried here.
+
+A database that is away for an hour, with nothing else wrong, is in [outage.md](outage.md).
 """
 
 
