@@ -18,6 +18,7 @@ import msgspec
 from edge import plan
 from edge.model import SerialSetting
 from gateway import config, decode, sniff, why
+from gateway.why.command import as_document, as_text
 from protocols import dlt645, modbus, templates, uplink
 from protocols.dlt645 import edition1997
 from protocols.framing import GARBAGE_BYTES_MAX, FrameError, Garbage, MeterError, StreamDecoder
@@ -456,8 +457,8 @@ def wondered(raw: bytes) -> None:
     verdicts = why.explain(case.raw, expected)
     assert verdicts
     assert all(0 <= verdict.confidence <= why.CONFIDENCE_MAX for verdict in verdicts)
-    json.dumps([why.as_document(verdict) for verdict in verdicts])
-    assert list(why.as_text(verdicts))
+    json.dumps([as_document(verdict) for verdict in verdicts])
+    assert list(as_text(verdicts))
 
 
 def captured(raw: bytes) -> None:
