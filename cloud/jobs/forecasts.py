@@ -8,7 +8,15 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from cloud.engines.forecast import DAYS_MIN, DAYS_USED_MAX, MODEL, MODEL_VERSION, Forecast, forecast, seasonal_naive
+from cloud.engines.forecast.first import (
+    DAYS_MIN,
+    DAYS_USED_MAX,
+    MODEL,
+    MODEL_VERSION,
+    Forecast,
+    forecast,
+    seasonal_naive,
+)
 from cloud.jobs.calendar import INTERVAL, Calendar
 from cloud.jobs.columns import INTERVAL_H
 

@@ -1,0 +1,87 @@
+"""The same steps cut into blocks of one day that begin at the origins' time of day.
+
+Seen from an origin at the start of block o everything is simple whatever the hour: blocks before o are known, and
+the forecast is of blocks o, o + 1 … o + K - 1.  Rows of a regression are blocks; a fit is updated by one at a time.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.engines.forecast.inputs import Array, Inputs
+
+KINDS = 9  # Monday … Sunday, public holiday, working day made of a weekend day
+HOLIDAY, MADE_UP = 7, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """B blocks of N steps, S series, W weather columns, K blocks ahead.
+
+    load: (B, S, N) NaN where missing or not known before the last origin.  filled: the same, each gap taken from the
+    nearest earlier day at that step (0 before the first).  kind: (B, N) 0 … 6 weekday, 7 holiday, 8 made-up
+    working day.
+    """
+
+    load: Array
+    filled: Array
+    kind: NDArray[np.int64]
+    holiday: NDArray[np.int64]
+    holiday_day: NDArray[np.int64]
+    yearday: Array  # (B, N)
+    weather: Array  # (B, W, N) gaps filled from earlier days
+    weather_lead: NDArray[np.int64]
+    ahead: int
+    origins: NDArray[np.int64]  # (O,) blocks
+
+    @property
+    def steps_per_day(self) -> int:
+        return int(self.load.shape[2])
+
+    @classmethod
+    def cut(cls, inputs: Inputs, origins: NDArray[np.int64], horizon: int) -> "Blocks":
+        day = inputs.steps_per_day
+        late = int(origins[0] % day)
+        # Block 0 begins before step 0 where the origin is not at 00:00, so that no history is lost.
+        lead_in = (day - late) % day
+        first = (origins + lead_in) // day
+        ahead = -(-horizon // day)
+        count = int(first[-1]) + ahead
+        load = np.where(np.arange(inputs.load.shape[1]) < origins[-1], inputs.load, np.nan)
+        load = np.moveaxis(_cut(load, lead_in, count, day), 1, 0)
+        weather = np.moveaxis(_cut(inputs.weather, lead_in, count, day), 1, 0)
+        days = np.clip((np.arange(count * day) - lead_in) // day, 0, len(inputs.day_kind) - 1).reshape(count, day)
+        dates = inputs.start.astype("datetime64[D]") + np.arange(len(inputs.day_kind))
+        weekday = (dates.astype(np.int64) + 3) % 7  # 1970-01-01 was a Thursday
+        kind = np.where(inputs.day_kind == 1, 5, np.where(inputs.day_kind == 2, 6, weekday))
+        kind = np.where(inputs.day_kind == 3, HOLIDAY, np.where(inputs.day_kind == 4, MADE_UP, kind))
+        yearday = (dates - dates.astype("datetime64[Y]")).astype(float)
+        return cls(
+            load=np.ascontiguousarray(load),
+            filled=np.nan_to_num(fill_forward(load)),
+            kind=kind[days],
+            holiday=inputs.holiday.astype(np.int64)[days],
+            holiday_day=inputs.holiday_day.astype(np.int64)[days],
+            yearday=yearday[days],
+            weather=fill_forward(weather),
+            weather_lead=inputs.weather_lead,
+            ahead=ahead,
+            origins=first,
+        )
+
+
+def fill_forward(values: Array) -> Array:
+    """Values (B, …) with each gap taken from the nearest earlier block; NaN before the first."""
+    known = np.isfinite(values)
+    block = np.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1))
+    latest = np.maximum.accumulate(np.where(known, block, 0), axis=0)
+    return np.take_along_axis(values, latest, axis=0)
+
+
+def _cut(values: Array, lead_in: int, count: int, day: int) -> Array:
+    """(R, T) -> (R, count, day), NaN before the first step and after the last."""
+    padded = np.full((values.shape[0], count * day), np.nan)
+    kept = min(values.shape[1], count * day - lead_in)
+    padded[:, lead_in : lead_in + kept] = values[:, :kept]
+    return padded.reshape(values.shape[0], count, day)
