@@ -1,0 +1,97 @@
+"""A radial low-voltage area drawn at random: one 10/0.4 kV transformer, feeders with poles, a service line to each customer.
+
+Numbers are those of ordinary urban overhead networks: 95 mm² aluminium bundles (0.32 Ω/km), 16 mm² services (1.91 Ω/km),
+three-phase services of 35 mm² (0.868 Ω/km), S11 transformers (GB/T 6451: no-load and load loss by rating).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+# kVA: no-load loss W, load loss W (S11, Dyn11)
+TRANSFORMERS = {
+    50: (130, 910),
+    100: (200, 1580),
+    160: (280, 2310),
+    200: (340, 2730),
+    315: (480, 3830),
+    400: (570, 4520),
+    630: (810, 6200),
+}
+IMPEDANCE_PERCENT = 4.0
+MAIN, SERVICE, SERVICE_THREE = (0.32, 0.08, 215.0), (1.91, 0.09, 80.0), (0.868, 0.085, 135.0)  # Ω/km, Ω/km, A
+PHASES = ("a", "b", "c", "abc")
+
+
+@dataclass(frozen=True, slots=True)
+class AreaNetwork:
+    """An area's network: node 0 is the 10 kV source, node 1 the low-voltage bar; lines run away from it.
+
+    kind: (n,) source|bus|customer; phases: (n,); customer_node: (N,) node of each customer;
+    from_node, to_node: (L,) nodes; length_m, r, x, r0, x0 (Ω/km), rated_a: (L,).
+    """
+
+    node_id: tuple[str, ...]
+    kind: tuple[str, ...]
+    phases: tuple[str, ...]
+    customer_node: npt.NDArray[np.int64]
+    line_id: tuple[str, ...]
+    from_node: npt.NDArray[np.int64]
+    to_node: npt.NDArray[np.int64]
+    length_m: Array
+    r_ohm_per_km: Array
+    x_ohm_per_km: Array
+    r0_ohm_per_km: Array
+    x0_ohm_per_km: Array
+    rated_a: Array
+    transformer_id: str
+    rated_kva: float
+    hv_v: float
+    lv_v: float
+    no_load_loss_w: float
+    load_loss_w: float
+    impedance_percent: float
+
+
+def draw(rng: np.random.Generator, area: str, phase: npt.NDArray[np.int64], average_w: float) -> AreaNetwork:
+    """A network for customers with `phase` (N,) 0..2 or 3 for three-phase, its transformer 28 % loaded on average."""
+    count = len(phase)
+    wanted = average_w / 1000 / 0.95 / 0.28
+    kva = next((k for k in TRANSFORMERS if k >= wanted), max(TRANSFORMERS))
+    feeders = max(1, round(count / 30))
+    feeder = rng.integers(feeders, size=count)
+    node_id, kind, phases = [f"{area}-hv", f"{area}-lv"], ["source", "bus"], ["abc", "abc"]
+    line_id: list[str] = []
+    ends: list[tuple[int, int, float, tuple[float, float, float]]] = []
+    customer_node = np.zeros(count, dtype=np.int64)
+    for branch in range(feeders):
+        members = np.flatnonzero(feeder == branch)
+        poles: list[int] = []
+        for pole in range(max(2, round(len(members) / 2.5))):
+            # A pole mostly follows the one before it; now and then a side branch leaves an earlier one.
+            parent = 1 if pole == 0 else poles[-1] if rng.random() < 0.8 else poles[int(rng.integers(len(poles)))]
+            node_id.append(f"{area}-f{branch + 1}-p{pole + 1}")
+            kind.append("bus")
+            phases.append("abc")
+            poles.append(len(node_id) - 1)
+            line_id.append(f"{area}-m{len(ends) + 1}")
+            ends.append((parent, poles[-1], float(rng.uniform(35, 60)), MAIN))
+        for customer in members:
+            node_id.append(f"{area}-c{customer + 1}")
+            kind.append("customer")
+            phases.append(PHASES[phase[customer]])
+            customer_node[customer] = len(node_id) - 1
+            line_id.append(f"{area}-s{customer + 1}")
+            conductor = SERVICE_THREE if phase[customer] == 3 else SERVICE
+            ends.append((poles[int(rng.integers(len(poles)))], len(node_id) - 1, float(rng.uniform(8, 30)), conductor))
+    r, x, rated = (np.array([end[3][i] for end in ends]) for i in range(3))
+    return AreaNetwork(
+        tuple(node_id), tuple(kind), tuple(phases), customer_node, tuple(line_id),
+        np.array([end[0] for end in ends]), np.array([end[1] for end in ends]), np.array([end[2] for end in ends]),
+        # The neutral is of the same section, so that zero sequence is one phase and three neutrals.
+        r, x, 4 * r, 4 * x, rated,
+        f"{area}-tr", float(kva), 10_000.0, 400.0, float(TRANSFORMERS[kva][0]), float(TRANSFORMERS[kva][1]), IMPEDANCE_PERCENT,
+    )  # fmt: skip

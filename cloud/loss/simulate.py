@@ -1,0 +1,524 @@
+"""`gridloom loss simulate`: a network with measurements, faults in it, and the truth beside them.
+
+The technical loss of the truth comes from power-grid-model (unbalanced, neutral as zero sequence), so that what is
+tested here is not tested against itself.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cloud.loss import faults, profiles, radial
+from cloud.loss.profiles import STEPS_OF_DAY, Array
+
+FAULTY_SHARE, CHANGED_SHARE, PV_SHARE = 0.05, 0.15, 0.10
+CHANGE: Final = (-0.6, 0.6)
+TAN_PHI: Final = float(np.tan(np.arccos(0.95)))  # lagging
+THREE_PHASE_SHARE: Final = (0.06, 0.5, 1.0)  # of households, shops, workshops
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """customer: index in its area; supplied_from: the area that feeds it (another one for wrong_area)."""
+
+    customer: int
+    kind: str
+    size: float
+    first_step: int
+    supplied_from: int
+
+
+@dataclass(slots=True)
+class Area:
+    """An area's truth and records. load_wh, pv_wh, recorded_wh: (T, N) Wh; technical_wh: (T,); fault per faulty customer."""
+
+    area_id: str
+    network: radial.AreaNetwork
+    drawn: profiles.Profiles
+    phase: npt.NDArray[np.int64]
+    faults: list[Fault]
+    recorded_wh: Array
+    supplied_wh: Array
+    technical_wh: Array
+
+
+def flow_loss(network: radial.AreaNetwork, node: npt.NDArray[np.int64], power_w: Array, power_var: Array) -> Array:
+    """Losses (T,) W of an area with loads (T, K, 3) W and var at `node` (K,), by power-grid-model."""
+    try:
+        import power_grid_model as pgm
+    except ImportError as error:
+        raise click.ClickException('the truth needs power-grid-model: pip install "gridloom[bench]"') from error
+
+    lines, loads = len(network.from_node), len(node)
+    table = pgm.initialize_array("input", "node", len(network.node_id))
+    table["id"] = np.arange(len(network.node_id))
+    table["u_rated"] = np.where(np.arange(len(network.node_id)) == 0, network.hv_v, network.lv_v)
+    line = pgm.initialize_array("input", "line", lines)
+    km = network.length_m / 1000
+    line["id"] = 100_000 + np.arange(lines)
+    line["from_node"], line["to_node"] = network.from_node, network.to_node
+    line["from_status"] = line["to_status"] = 1
+    line["r1"], line["x1"] = network.r_ohm_per_km * km, network.x_ohm_per_km * km
+    line["r0"], line["x0"] = network.r0_ohm_per_km * km, network.x0_ohm_per_km * km
+    for name in ("c1", "c0", "tan1", "tan0"):
+        line[name] = 0.0
+    transformer = pgm.initialize_array("input", "transformer", 1)
+    values = {
+        "id": 300_000, "from_node": 0, "to_node": 1, "from_status": 1, "to_status": 1, "u1": network.hv_v, "u2": network.lv_v,
+        "sn": network.rated_kva * 1e3, "uk": network.impedance_percent / 100, "pk": network.load_loss_w,
+        "i0": max(0.01, network.no_load_loss_w / network.rated_kva / 1e3), "p0": network.no_load_loss_w,
+        "winding_from": pgm.WindingType.delta, "winding_to": pgm.WindingType.wye_n, "clock": 11,
+        "tap_side": pgm.BranchSide.from_side, "tap_pos": 0, "tap_min": -1, "tap_max": 1, "tap_nom": 0, "tap_size": network.hv_v / 40,
+    }  # fmt: skip
+    for name, value in values.items():
+        transformer[name] = value
+    source = pgm.initialize_array("input", "source", 1)
+    for name, value in {"id": 400_000, "node": 0, "status": 1, "u_ref": 1.0, "sk": 1e12}.items():
+        source[name] = value
+    load = pgm.initialize_array("input", "asym_load", loads)
+    load["id"], load["node"], load["status"] = 500_000 + np.arange(loads), node, 1
+    load["type"] = pgm.LoadGenType.const_power
+    load["p_specified"] = load["q_specified"] = 0.0
+    model = pgm.PowerGridModel(
+        {"node": table, "line": line, "transformer": transformer, "source": source, "asym_load": load}
+    )
+    update = pgm.initialize_array("update", "asym_load", (len(power_w), loads))
+    update["id"] = load["id"]
+    update["p_specified"], update["q_specified"] = power_w, power_var
+    result: Any = model.calculate_power_flow(
+        symmetric=False,
+        update_data={"asym_load": update},
+        calculation_method=pgm.CalculationMethod.iterative_current,
+        output_component_types={"source": ["p"]},
+        threading=-1,
+    )
+    return np.asarray(result["source"]["p"].sum((1, 2)) - power_w.sum((1, 2)))
+
+
+def draw_faults(
+    rng: np.random.Generator,
+    three_phase: Sequence[npt.NDArray[np.bool_]],
+    share: float,
+    size: float | None,
+    kinds: Sequence[str],
+    days: int,
+) -> list[list[Fault]]:
+    """Faults of each area: 5 % of its customers (at least one unless the share is 0), kinds and starts uniform."""
+    areas = len(three_phase)
+    drawn: list[list[Fault]] = []
+    first, last = faults.FIRST_DAYS
+    if share and days <= last:
+        raise click.ClickException(f"faults start on days {first} to {last}: --days above {last} expected, got {days}")
+    for area, three in enumerate(three_phase):
+        count = max(1, round(share * len(three))) if share else 0
+        free = np.ones(len(three), dtype=bool)
+        mine: list[Fault] = []
+        possible = [k for k in kinds if (k != "wrong_area" or areas > 1) and (k != "phase_missing" or three.any())]
+        if count and not possible:
+            raise click.ClickException(
+                "wrong_area needs two areas, phase_missing a three-phase meter: add areas or kinds"
+            )
+        for _ in range(count):
+            kind = possible[int(rng.integers(len(possible)))]
+            fitting = np.flatnonzero(free & three) if kind == "phase_missing" else np.flatnonzero(free)
+            if not len(fitting):
+                kind, fitting = "scaled", np.flatnonzero(free)
+            customer = int(rng.choice(fitting))
+            free[customer] = False
+            fed = (area + int(rng.integers(1, areas))) % areas if kind == "wrong_area" else area
+            drawn_size = float(size if size is not None else rng.choice(faults.SIZES))
+            mine.append(Fault(customer, kind, drawn_size, int(rng.integers(first, last + 1)) * STEPS_OF_DAY, fed))
+        drawn.append(mine)
+    return drawn
+
+
+def change_habits(
+    rng: np.random.Generator, drawn: profiles.Profiles, honest: npt.NDArray[np.int64], start: np.datetime64
+) -> profiles.Profiles:
+    """*hard*: 15 % of the honest change their load for good on a random day, 10 % have PV."""
+    load, roof = drawn.load_wh.copy(), drawn.pv_wh.copy()
+    steps = len(load)
+    changed = rng.choice(honest, size=round(CHANGED_SHARE * len(honest)), replace=False)
+    day = rng.integers(1, steps // STEPS_OF_DAY, len(changed))
+    factor = 1 + rng.uniform(*CHANGE, len(changed))
+    load[:, changed] *= np.where(np.arange(steps)[:, None] >= day * STEPS_OF_DAY, factor, 1.0)
+    owners = rng.choice(honest, size=round(PV_SHARE * len(honest)), replace=False)
+    roof[:, owners] = profiles.pv(rng, load[:, owners].mean(0) * STEPS_OF_DAY, start, steps // STEPS_OF_DAY)
+    return replace(drawn, load_wh=load, pv_wh=roof)
+
+
+def generate(
+    *,
+    seed: int,
+    areas: int = 3,
+    customers: int = 60,
+    days: int = 90,
+    difficulty: str = "hard",
+    size: float | None = None,
+    kinds: Sequence[str] = faults.KINDS,
+    faulty_share: float = FAULTY_SHARE,
+    start: np.datetime64 = np.datetime64("2026-03-02"),
+    networks: Sequence[radial.AreaNetwork] | None = None,
+    given: Array | None = None,
+) -> list[Area]:
+    """Areas with loads, faults and losses, before the meters' noise.
+
+    networks: used in turn instead of drawn ones. given: (T, K) Wh at 15 minutes, perturbed instead of drawn profiles.
+    """
+    rng = np.random.default_rng(seed)
+    if networks:
+        phases = [np.array([radial.PHASES.index(n.phases[i]) for i in n.customer_node]) for n in networks]
+        kind_of = [profiles.customer_kinds(rng, len(phase)) for phase in phases]
+    else:
+        kind_of = [profiles.customer_kinds(rng, customers) for _ in range(areas)]
+        phases = [
+            np.where(rng.random(len(k)) < np.asarray(THREE_PHASE_SHARE)[k], 3, rng.integers(3, size=len(k)))
+            for k in kind_of
+        ]
+    three = [phase == 3 for phase in phases]
+    planned = draw_faults(rng, three, faulty_share, size, kinds, days)
+    made: list[Area] = []
+    for index, (phase, kind, mine) in enumerate(zip(phases, kind_of, planned, strict=True)):
+        drawn = profiles.draw(rng, kind, phase == 3, phase % 3, start, days)
+        if given is not None:
+            drawn = replace(drawn, load_wh=profiles.perturb(rng, given, len(phase), days))
+        if difficulty == "hard":
+            honest = np.setdiff1d(np.arange(len(phase)), [fault.customer for fault in mine])
+            drawn = change_habits(rng, drawn, honest, start)
+        area_id = networks[index].node_id[1] if networks else f"area{index + 1}"
+        average_w = float(drawn.load_wh.sum() / days / 24)
+        network = networks[index] if networks else radial.draw(rng, area_id, phase, average_w)
+        made.append(Area(area_id, network, drawn, phase, mine, drawn.load_wh - drawn.pv_wh, np.zeros(0), np.zeros(0)))
+    _spoil(rng, made)
+    for index, area in enumerate(made):
+        area.technical_wh, area.supplied_wh = _supply(rng, made, index)
+    return made
+
+
+def _spoil(rng: np.random.Generator, made: Sequence[Area]) -> None:
+    for area in made:
+        for fault in area.faults:
+            c, shares = fault.customer, area.drawn.phase_share
+            phase = int(rng.integers(3))
+            if fault.kind == "phase_missing":
+                shares[:, c] = faults.resplit(shares[:, c], phase, fault.size)
+            load = area.drawn.load_wh[:, c]
+            kept = faults.record(rng, fault.kind, load, shares[:, c, phase], fault.size, fault.first_step)
+            area.recorded_wh[:, c] = kept - area.drawn.pv_wh[:, c]
+
+
+def _supply(rng: np.random.Generator, made: Sequence[Area], index: int) -> tuple[Array, Array]:
+    """(technical, supplied) (T,) Wh of an area with all that it really feeds."""
+    area = made[index]
+    steps = len(area.drawn.load_wh)
+    here = np.ones((steps, len(area.phase)))
+    nodes, loads, roofs = (
+        [area.network.customer_node],
+        [area.drawn.load_wh[:, :, None] * area.drawn.phase_share],
+        [area.drawn.pv_wh[:, :, None] * area.drawn.phase_share],
+    )
+    for fault in area.faults:
+        if fault.supplied_from != index:
+            here[fault.first_step :, fault.customer] = 0
+    loads[0], roofs[0] = loads[0] * here[:, :, None], roofs[0] * here[:, :, None]
+    for other, neighbour in enumerate(made):
+        for fault in neighbour.faults:
+            if other != index and fault.supplied_from == index:
+                after = (np.arange(steps) >= fault.first_step)[:, None]
+                nodes.append(rng.choice(area.network.customer_node, size=1))
+                loads.append(
+                    (
+                        neighbour.drawn.load_wh[:, fault.customer, None]
+                        * neighbour.drawn.phase_share[:, fault.customer]
+                        * after
+                    )[:, None]
+                )
+                roofs.append(
+                    (
+                        neighbour.drawn.pv_wh[:, fault.customer, None]
+                        * neighbour.drawn.phase_share[:, fault.customer]
+                        * after
+                    )[:, None]
+                )
+    node = np.concatenate(nodes)
+    load, roof = np.concatenate(loads, axis=1), np.concatenate(roofs, axis=1)
+    per_hour = 4.0
+    technical = flow_loss(area.network, node, (load - roof) * per_hour, load * (TAN_PHI * per_hour)) / per_hour
+    return technical, technical + (load - roof).sum((1, 2))
+
+
+def truth(made: Sequence[Area], start: np.datetime64) -> list[dict[str, Any]]:
+    """A row for each faulty customer. stolen_wh: all energy since the start that its book misses; over-billing is negative."""
+    rows: list[dict[str, Any]] = []
+    for area in made:
+        for fault in area.faults:
+            true = (area.drawn.load_wh - area.drawn.pv_wh)[fault.first_step :, fault.customer]
+            recorded = 0.0 if fault.kind == "wrong_area" else area.recorded_wh[fault.first_step :, fault.customer]
+            since = np.datetime64(start, "s") + np.timedelta64(900, "s") * fault.first_step
+            rows.append(
+                {
+                    "meter_id": meter_id(area, fault.customer),
+                    "kind": fault.kind,
+                    "stolen_wh": round(float((true - recorded).sum())),
+                    "since": f"{since}Z",
+                    "area_id": area.area_id,
+                    "supplied_from": made[fault.supplied_from].area_id,
+                    "size": fault.size,
+                }
+            )
+    return rows
+
+
+def meter_id(area: Area, customer: int) -> str:
+    return f"{area.area_id}-m{customer + 1:04d}"
+
+
+def read_networks(folder: Path) -> list[radial.AreaNetwork]:
+    """One area for each transformer of a folder with nodes.csv, lines.csv and transformers.csv."""
+
+    def rows(name: str) -> list[dict[str, str]]:
+        try:
+            with (folder / name).open(newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        except OSError as error:
+            raise click.ClickException(
+                f"{folder / name}: {error.strerror}; a network needs nodes, lines and transformers"
+            ) from error
+
+    nodes = {row["node_id"]: row for row in rows("nodes.csv")}
+    lines = rows("lines.csv")
+    neighbours: dict[str, list[tuple[str, int]]] = {name: [] for name in nodes}
+    for i, row in enumerate(lines):
+        for near, far in ((row["from_node"], row["to_node"]), (row["to_node"], row["from_node"])):
+            if near not in nodes:
+                raise click.ClickException(
+                    f"{folder / 'lines.csv'}: line {row['line_id']} ends at {near!r}, which nodes.csv does not have"
+                )
+            neighbours[near].append((far, i))
+    found: list[radial.AreaNetwork] = []
+    for row in rows("transformers.csv"):
+        order, used, ends = [row["hv_node"], row["lv_node"]], [], []
+        seen = set(order)
+        for near in order:  # grows while it is walked: nodes in order of depth
+            for far, i in neighbours[near] if near != row["hv_node"] else []:
+                if far not in seen:
+                    seen.add(far)
+                    order.append(far)
+                    used.append(lines[i])
+                    ends.append((order.index(near), len(order) - 1))
+
+        def column(name: str, otherwise: Array | None = None, used: list[dict[str, str]] = used) -> Array:
+            if otherwise is None:
+                return np.array([float(line[name]) for line in used])
+            return np.array([float(line.get(name) or o) for line, o in zip(used, otherwise, strict=True)])
+
+        r, x = column("r_ohm_per_km"), column("x_ohm_per_km")
+        customer = [i for i, name in enumerate(order) if nodes[name]["kind"] == "customer"]
+        if customer:
+            found.append(
+                radial.AreaNetwork(
+                    tuple(order),
+                    tuple(nodes[n]["kind"] for n in order),
+                    tuple(nodes[n].get("phases") or "abc" for n in order),
+                    np.array(customer),
+                    tuple(line["line_id"] for line in used),
+                    np.array([e[0] for e in ends]),
+                    np.array([e[1] for e in ends]),
+                    column("length_m"),
+                    r,
+                    x,
+                    column("r0_ohm_per_km", r + 3 * column("r_neutral_ohm_per_km", r)),
+                    column("x0_ohm_per_km", x + 3 * column("x_neutral_ohm_per_km", x)),
+                    column("rated_current_a", np.full(len(used), 100.0)),
+                    row["transformer_id"],
+                    *(
+                        float(row[name])
+                        for name in ("rated_kva", "hv_v", "lv_v", "no_load_loss_w", "load_loss_w", "impedance_percent")
+                    ),
+                )  # fmt: skip
+            )
+    if not found:
+        raise click.ClickException(f"{folder}: no transformer feeds a node of kind customer")
+    return found
+
+
+def read_profiles(path: Path) -> Array:
+    """(T, K) Wh at 15 minutes from a parquet file with `time, meter_id, imported_wh`, gaps filled with the series' mean."""
+    table = pq.read_table(path, columns=["time", "meter_id", "imported_wh"])
+    time = pc.cast(table["time"], pa.timestamp("s", tz="UTC")).to_numpy().astype("datetime64[s]")
+    step = (time - time.min()) // np.timedelta64(900, "s")
+    meter = table["meter_id"].combine_chunks().dictionary_encode()
+    wide = np.full((int(step.max()) + 1, len(meter.dictionary)), np.nan)
+    wide[step, meter.indices.to_numpy()] = table["imported_wh"].to_numpy()
+    return np.where(np.isnan(wide), np.nanmean(wide, axis=0), wide)
+
+
+def write(made: Sequence[Area], out: Path, *, seed: int, start: np.datetime64, gains: bool = True) -> None:
+    """The folder of FORMAT.md from areas, measured with the meters' noise; `truth.csv` and `truth_areas.csv` beside it."""
+    rng = np.random.default_rng((seed, 1))
+    out.mkdir(parents=True, exist_ok=True)
+    nodes, lines, transformers, meters, tables = [], [], [], [], []
+    time = np.datetime64(start, "us") + np.arange(len(made[0].supplied_wh)) * np.timedelta64(900_000_000, "us")
+    for area in made:
+        n = area.network
+        for i, name in enumerate(n.node_id):
+            nodes.append((name, n.kind[i], n.phases[i], area.area_id))
+        for i, name in enumerate(n.line_id):
+            a, b = n.from_node[i], n.to_node[i]
+            numbers = (n.length_m, n.r_ohm_per_km, n.x_ohm_per_km, n.r0_ohm_per_km, n.x0_ohm_per_km, n.rated_a)
+            lines.append((name, n.node_id[a], n.node_id[b], *(round(float(v[i]), 6) for v in numbers), n.phases[b]))
+        transformers.append(
+            (
+                n.transformer_id,
+                n.node_id[0],
+                n.node_id[1],
+                n.rated_kva,
+                n.hv_v,
+                n.lv_v,
+                n.no_load_loss_w,
+                n.load_loss_w,
+                n.impedance_percent,
+                0,
+                "Dyn11",
+            )
+        )
+        ids = [f"{area.area_id}-supply"] + [meter_id(area, c) for c in range(len(area.phase))]
+        meters.append((ids[0], n.node_id[0], "supply", "abc", 1, 1, 0.2, area.area_id))
+        for c, p in enumerate(area.phase):
+            meters.append(
+                (ids[c + 1], n.node_id[n.customer_node[c]], "customer", radial.PHASES[p], 1, 1, 1.0, area.area_id)
+            )
+        net = np.concatenate([area.supplied_wh[:, None], area.recorded_wh], axis=1)
+        imported, exported, present = faults.measure(rng, net, np.arange(net.shape[1]) == 0, gains=gains)
+        meter, step = np.nonzero(present.T)
+        columns = {
+            "time": pa.array(time[step], pa.timestamp("us", tz="UTC")),
+            "meter_id": pa.array(ids).take(pa.array(meter)),
+            "imported_wh": imported[step, meter],
+            "exported_wh": exported[step, meter],
+        }
+        tables.append(pa.table(columns))
+    _csv(out / "nodes.csv", "node_id,kind,phases,area_id", nodes)
+    columns_of_lines = "line_id,from_node,to_node,length_m,r_ohm_per_km,x_ohm_per_km,r0_ohm_per_km,x0_ohm_per_km,rated_current_a,phases"
+    _csv(out / "lines.csv", columns_of_lines, lines)
+    _csv(
+        out / "transformers.csv",
+        "transformer_id,hv_node,lv_node,rated_kva,hv_v,lv_v,no_load_loss_w,load_loss_w,impedance_percent,tap,vector_group",
+        transformers,
+    )
+    _csv(out / "meters.csv", "meter_id,node_id,role,phases,ct_ratio,pt_ratio,accuracy_class,area_id", meters)
+    pq.write_table(pa.concat_tables(tables), out / "measurements.parquet")
+    rows = truth(made, start)
+    _csv(
+        out / "truth.csv",
+        "meter_id,kind,stolen_wh,since,area_id,supplied_from,size",
+        [tuple(row.values()) for row in rows],
+    )
+    missing = [float((a.supplied_wh - a.technical_wh - a.recorded_wh.sum(1)).sum()) for a in made]
+    _csv(
+        out / "truth_areas.csv",
+        "area_id,technical_wh,stolen_wh",
+        [(a.area_id, round(float(a.technical_wh.sum())), round(m)) for a, m in zip(made, missing, strict=True)],
+    )
+
+
+def _csv(path: Path, header: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header.split(","))
+        writer.writerows(rows)
+
+
+@click.command(
+    epilog="""\b
+Copy and run:
+  gridloom loss simulate --out sim0 --seed 0
+  gridloom loss simulate --out sim1 --seed 1 --difficulty easy --size 0.2 --areas 4 --customers 80
+  gridloom loss simulate --out honest --seed 7 --faulty-share 0
+  gridloom loss simulate --out mine --network my-network --profiles my-profiles.parquet
+"""
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write.")
+@click.option(
+    "--network", default="builtin", show_default=True, help="Folder with nodes, lines and transformers, or builtin."
+)
+@click.option(
+    "--profiles",
+    "profiles_path",
+    type=click.Path(path_type=Path, exists=True),
+    help="Parquet: time, meter_id, imported_wh at 15 minutes.",
+)
+@click.option("--areas", type=click.IntRange(1), default=3, show_default=True, help="Areas of the builtin network.")
+@click.option(
+    "--customers", type=click.IntRange(2), default=60, show_default=True, help="Customers of each builtin area."
+)
+@click.option("--days", type=click.IntRange(1, 731), default=90, show_default=True)
+@click.option(
+    "--difficulty",
+    type=click.Choice(["easy", "hard"]),
+    default="hard",
+    show_default=True,
+    help="hard: honest changes of load, and PV.",
+)
+@click.option(
+    "--size",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Share not recorded; drawn from 0.05, 0.2, 0.5 if not given.",
+)
+@click.option(
+    "--kind",
+    "kinds",
+    type=click.Choice(faults.KINDS),
+    multiple=True,
+    help="Only these faults (repeat); all if not given.",
+)
+@click.option(
+    "--faulty-share", type=click.FloatRange(0, 1), default=FAULTY_SHARE, show_default=True, help="0: honest areas."
+)
+@click.option("--gains/--no-gains", default=True, show_default=True, help="Gain errors of meters.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--start",
+    type=click.DateTime(["%Y-%m-%d"]),
+    default="2026-03-02",
+    show_default=True,
+    help="First day, UTC; hours of faults are UTC, too.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def simulate(
+    out: Path, network: str, profiles_path: Path | None, areas: int, customers: int, days: int, difficulty: str, size: float | None,
+    kinds: tuple[str, ...], faulty_share: float, gains: bool, seed: int, start: Any, as_json: bool,
+) -> None:  # fmt: skip
+    """Make a network with measurements, faults and their truth.
+
+    OUT gets the files of a network folder, truth.csv (faulty meters) and truth_areas.csv (losses). The losses come
+    from power-grid-model.
+    """
+    first = np.datetime64(start.date(), "D")
+    made = generate(
+        seed=seed, areas=areas, customers=customers, days=days, difficulty=difficulty, size=size, kinds=kinds or faults.KINDS,
+        faulty_share=faulty_share, start=first, networks=None if network == "builtin" else read_networks(Path(network)),
+        given=read_profiles(profiles_path) if profiles_path else None,
+    )  # fmt: skip
+    write(made, out, seed=seed, start=first, gains=gains)
+    summary = {
+        "out": str(out),
+        "areas": len(made),
+        "customers": sum(len(a.phase) for a in made),
+        "faulty": sum(len(a.faults) for a in made),
+        "technical_percent": round(
+            100 * sum(float(a.technical_wh.sum()) for a in made) / sum(float(a.supplied_wh.sum()) for a in made), 2
+        ),
+        "technical_by": "power-grid-model",
+    }
+    click.echo(json.dumps(summary) if as_json else "\n".join(f"{k:18} {v}" for k, v in summary.items()))
