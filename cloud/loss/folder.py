@@ -172,8 +172,8 @@ class Measurements:
     """T intervals of M meters, NaN where missing. Energies are primary: ratios are applied already.
 
     ``time``: (T,) UTC interval starts without a gap, ``step_s`` apart.  ``imported_wh``, ``exported_wh``: (T, M);
-    a meter that never exports has 0.  ``imported_varh``, ``exported_varh``: (T, M), ``voltage_v``: (T, M, 3), None where
-    no meter has them.  ``estimated``: (T, M), what the quality column calls so.
+    a meter that never exports has 0.  ``imported_varh``, ``exported_varh``: (T, M), ``voltage_v``: (T, M, 3), None
+    where no meter has them.  ``estimated``: (T, M), what the quality column calls so.
     """
 
     time: NDArray[np.datetime64]
