@@ -16,6 +16,7 @@ COMMANDS = {
     "quarantine": "cloud.ingest.commands:quarantine",
     "work": "cloud.jobs.commands:work",
     "command": "cloud.jobs.command:command",
+    "forecast": "cloud.forecast.commands:forecast",
     "serve": "cloud.api.commands:serve",
     "key": "cloud.api.commands:key",
     "dashboards": "cloud.demo:dashboards",
