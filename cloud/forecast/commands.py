@@ -78,9 +78,10 @@ def backtest_command(
 ) -> None:  # fmt: skip
     """Forecast the last days of a panel as they would have been forecast, and score that.
 
-    MASE is the error to that of last week's value before the window, WAPE and wQL are % of the energy, cov80 is the share
-    of what came between q10 and q90. Nothing of the load at or after an origin is used for it. A column X_forecast… of
-    weather.parquet is what was forecast the day before and is used instead of X; without one X is taken as it was.
+    MASE is the error to that of last week's value before the window, WAPE and wQL are % of the energy, cov80 is the
+    share of what came between q10 and q90. Nothing of the load at or after an origin is used for it. A column
+    X_forecast… of weather.parquet is what was forecast the day before and is used instead of X; without one X is taken
+    as it was, and the table says so.
     """
     names = list(dict.fromkeys(name.strip() for name in methods.split(",") if name.strip()))
     panel, test = _opened(folder, names, days, origin_hour, horizon_h, shift_days)

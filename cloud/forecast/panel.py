@@ -1,8 +1,8 @@
 """A panel: a folder with loads, weather and what they are, read into what the forecast engine takes.
 
 ``load.parquet``: column ``time`` (naive, the panel's own standard time, a regular step) and a numeric column for each
-series, null where missing.  ``weather.parquet``, where there is one: the same times, any numeric columns; ``X_forecast…``
-is what was forecast of X for that step the day before.  ``meta.json``: unit, country, step_minutes.
+series, null where missing.  ``weather.parquet``, where there is one: the same times, any numeric columns;
+``X_forecast…`` is what was forecast of X for that step the day before.  ``meta.json``: unit, country, step_minutes.
 """
 
 import json
