@@ -111,6 +111,7 @@ def draw(
     away = lfilter(np.ones(3), [1.0], away_starts.astype(float), axis=0) > 0
     level = np.where(away, 0.15 * level, level) * np.where(sunday[:, None] > 0, quiet, 1.0)
     day_wh = np.asarray(DAILY_WH)[kind] * np.exp(rng.normal(0, 1, count) * np.asarray(DAILY_SPREAD)[kind])
+    day_wh = np.minimum(day_wh, np.where(three_phase, 200_000.0, 30_000.0))  # who needs more gets three phases
     shape = np.where(weekend[:, None, None] > 0, free, working)  # (D, H, N)
     habit = (shape * (level * day_wh / STEPS_OF_DAY)[:, None, :]).reshape(steps, count)
 

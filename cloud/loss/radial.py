@@ -61,7 +61,7 @@ def draw(rng: np.random.Generator, area: str, phase: npt.NDArray[np.int64], aver
     count = len(phase)
     wanted = average_w / 1000 / 0.95 / 0.28
     kva = next((k for k in TRANSFORMERS if k >= wanted), max(TRANSFORMERS))
-    feeders = max(1, round(count / 30))
+    feeders = max(1, round(count / 24))
     feeder = rng.integers(feeders, size=count)
     node_id, kind, phases = [f"{area}-hv", f"{area}-lv"], ["source", "bus"], ["abc", "abc"]
     line_id: list[str] = []
@@ -70,7 +70,7 @@ def draw(rng: np.random.Generator, area: str, phase: npt.NDArray[np.int64], aver
     for branch in range(feeders):
         members = np.flatnonzero(feeder == branch)
         poles: list[int] = []
-        for pole in range(max(2, round(len(members) / 2.5))):
+        for pole in range(max(2, round(len(members) / 2.7))):
             # A pole mostly follows the one before it; now and then a side branch leaves an earlier one.
             parent = 1 if pole == 0 else poles[-1] if rng.random() < 0.8 else poles[int(rng.integers(len(poles)))]
             node_id.append(f"{area}-f{branch + 1}-p{pole + 1}")
@@ -78,7 +78,7 @@ def draw(rng: np.random.Generator, area: str, phase: npt.NDArray[np.int64], aver
             phases.append("abc")
             poles.append(len(node_id) - 1)
             line_id.append(f"{area}-m{len(ends) + 1}")
-            ends.append((parent, poles[-1], float(rng.uniform(35, 60)), MAIN))
+            ends.append((parent, poles[-1], float(rng.uniform(30, 55)), MAIN))
         for customer in members:
             node_id.append(f"{area}-c{customer + 1}")
             kind.append("customer")
@@ -86,7 +86,9 @@ def draw(rng: np.random.Generator, area: str, phase: npt.NDArray[np.int64], aver
             customer_node[customer] = len(node_id) - 1
             line_id.append(f"{area}-s{customer + 1}")
             conductor = SERVICE_THREE if phase[customer] == 3 else SERVICE
-            ends.append((poles[int(rng.integers(len(poles)))], len(node_id) - 1, float(rng.uniform(8, 30)), conductor))
+            # Three-phase customers are the large ones: they are connected in the feeder's first half.
+            near = poles[: max(1, len(poles) // 2)] if phase[customer] == 3 else poles
+            ends.append((near[int(rng.integers(len(near)))], len(node_id) - 1, float(rng.uniform(8, 30)), conductor))
     r, x, rated = (np.array([end[3][i] for end in ends]) for i in range(3))
     return AreaNetwork(
         tuple(node_id), tuple(kind), tuple(phases), customer_node, tuple(line_id),

@@ -56,6 +56,7 @@ def flow_loss(network: radial.AreaNetwork, node: npt.NDArray[np.int64], power_w:
     """Losses (T,) W of an area with loads (T, K, 3) W and var at `node` (K,), by power-grid-model."""
     try:
         import power_grid_model as pgm
+        from power_grid_model.errors import PowerGridBatchError
     except ImportError as error:
         raise click.ClickException('the truth needs power-grid-model: pip install "gridloom[bench]"') from error
 
@@ -95,13 +96,18 @@ def flow_loss(network: radial.AreaNetwork, node: npt.NDArray[np.int64], power_w:
     update = pgm.initialize_array("update", "asym_load", (len(power_w), loads))
     update["id"] = load["id"]
     update["p_specified"], update["q_specified"] = power_w, power_var
-    result: Any = model.calculate_power_flow(
-        symmetric=False,
-        update_data={"asym_load": update},
-        calculation_method=pgm.CalculationMethod.iterative_current,
-        output_component_types={"source": ["p"]},
-        threading=-1,
-    )
+    try:
+        result: Any = model.calculate_power_flow(
+            symmetric=False,
+            update_data={"asym_load": update},
+            calculation_method=pgm.CalculationMethod.iterative_current,
+            output_component_types={"source": ["p"]},
+            threading=-1,
+        )
+    except PowerGridBatchError as error:
+        raise click.ClickException(
+            f"{network.transformer_id}: no power flow in {len(error.failed_scenarios)} steps: loads too large for the network"
+        ) from error
     return np.asarray(result["source"]["p"].sum((1, 2)) - power_w.sum((1, 2)))
 
 
