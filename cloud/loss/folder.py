@@ -299,7 +299,7 @@ def _measurements(path: Path, meter_ids: Sequence[str], problems: list[str]) -> 
         return None
     column = _meter_columns(path, table["meter_id"], meter_ids, problems)
     at_us = table["time"].cast(pa.timestamp("us", table["time"].type.tz)).cast(pa.int64()).to_numpy()
-    marks = np.unique(at_us)
+    marks = np.sort(pc.unique(pa.array(at_us)).to_numpy())
     step_us = int(np.diff(marks).min()) if len(marks) > 1 else 900_000_000
     off = (marks - marks[0]) % step_us != 0
     if off.any():
@@ -313,9 +313,9 @@ def _measurements(path: Path, meter_ids: Sequence[str], problems: list[str]) -> 
     count = int((marks[-1] - marks[0]) // step_us) + 1
     row = (at_us - marks[0]) // step_us
     cell = row * len(meter_ids) + column
-    if len(np.unique(cell)) < len(cell):
-        order = np.sort(cell)
-        twice = int(order[:-1][np.diff(order) == 0][0])
+    times = np.bincount(cell, minlength=count * len(meter_ids))
+    if times.max() > 1:
+        twice = int(times.argmax())
         when = np.datetime64(int(marks[0] + twice // len(meter_ids) * step_us), "us")
         problems.append(f"{path}: {meter_ids[twice % len(meter_ids)]} has two rows at {when}; keep one")
         return None

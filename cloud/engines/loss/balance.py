@@ -238,22 +238,22 @@ def balance(
     technical_wh: Array | None,
     window: Index,
     *,
+    use: Mask,
     step_s: float,
     errors: Errors,
     limits: Limits,
     technical_sd_wh: Array | None = None,
-    why_no_technical: str = "",
-    never_seen: str = "",
+    why: str = "",
+    why_never: str = "",
 ) -> Balance:
     """Balance of one area in each window.
 
     head, drawn: supply meters, and customers with generation, over T intervals.
     export_wh: (T,) what customers and generation fed in, for the share that a loss is.
-    technical_wh: (T,) Wh, None when it is not known (then ``why_no_technical`` says so).
-    window: (T,) ascending window numbers 0 … W-1.  technical_sd_wh: (W,) when the technical loss was fitted.
-    never_seen: names of meters without any reading, for the reason.
+    technical_wh: (T,) Wh, None when it is not known.  technical_sd_wh: (W,) when it was fitted.
+    window: (T,) ascending window numbers 0 … W-1.  use: (T,) of ``aligned_steps``.
+    why: what to know about the technical loss; ``why_never``: why nothing is aligned.
     """
-    use = aligned_steps(head, drawn, limits.filled_share_max)
     count = int(window[-1]) + 1
     steps, aligned = sums(np.ones(len(use)), window), sums(use.astype(float), window)
     supplied_t, delivered_t = head.net(use), drawn.net(use)
@@ -275,7 +275,7 @@ def balance(
     state = np.full(count, NORMAL, np.int8)
     state[percent - margin > limits.high_percent] = HIGH
     state[percent + margin < limits.low_percent] = NEGATIVE
-    reason = _words(state, percent, margin, limits, why_no_technical)
+    reason = _words(state, percent, margin, limits, why)
 
     silent_head = head.filled.filled.any(axis=1)
     head_gap = sums(silent_head.astype(float), window)
@@ -286,7 +286,7 @@ def balance(
         (few, "measured in too few of its intervals; see the completeness of its points"),
         (nothing, "too many customer meters are missing; see the completeness of its points"),
         (nothing & (head_gap > 0), "no reading from the head meter; visit or replace"),
-        (nothing & bool(never_seen), f"no reading ever from {never_seen}; visit or replace"),
+        (nothing & bool(why_never), why_never),
     ):
         state[mask], reason[mask] = NOT_COMPUTABLE, why
     blank = nothing | (few & (steps > 1))
@@ -297,11 +297,9 @@ def balance(
     )
 
 
-def _words(
-    state: NDArray[np.int8], percent: Array, margin: Array, limits: Limits, why_no_technical: str
-) -> NDArray[np.object_]:
+def _words(state: NDArray[np.int8], percent: Array, margin: Array, limits: Limits, why: str) -> NDArray[np.object_]:
     """(W,) reasons; with its figures where there are few windows, so that a year of intervals shares its sentences."""
-    reason = np.full(len(state), why_no_technical, object)
+    reason = np.full(len(state), why, object)
     limit = {HIGH: f"above the limit of {limits.high_percent:g} %", NEGATIVE: f"below {limits.low_percent:g} %"}
     for kind, words in limit.items():
         at = np.flatnonzero(state == kind)

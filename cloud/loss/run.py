@@ -1,0 +1,372 @@
+"""Where the energy of a folder's areas went: balance, technical loss, suspects and voltages, written as parquet."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time
+from pathlib import Path
+from typing import Final
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cloud.engines.loss import balance
+from cloud.engines.loss.balance import STATES, Balance, Errors, Filled, Limits, Meters
+from cloud.engines.loss.fitted import PastError, fit_technical
+from cloud.engines.loss.localise import AreaBalance, Suspects, localise
+from cloud.loss import technical
+from cloud.loss.folder import Folder, Meter
+from cloud.loss.technical import AreaFlow
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+Progress = Callable[[str], None]
+
+_NAMED_MAX: Final = 3  # meters a reason names
+_PHASES: Final = "abc"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """``zone``: whose days and months.  ``past_days``: what a technical loss is fitted on, from the first interval on.
+
+    ``fit``: fit it even where the network is known.  ``voltage_low``, ``voltage_high``: limits in percent of rated.
+    """
+
+    zone: ZoneInfo = field(default_factory=lambda: ZoneInfo("UTC"))
+    limits: Limits = field(default_factory=Limits)
+    errors: Errors = field(default_factory=Errors)
+    past_days: int = 30
+    fit: bool = False
+    voltage_low: float = -10.0
+    voltage_high: float = 7.0
+
+
+@dataclass(frozen=True, slots=True)
+class AreaRun:
+    """One area's answer. T intervals, M customers (generation among them) named ``customers``.
+
+    ``how``: flow | fitted | none.  ``use``: (T,) aligned intervals.  ``supplied_wh``: (T,) net at the head, NaN where
+    it was not measured.  ``drawn``: (T, M) net.  ``technical_wh``: (T,) or None.  ``rest_wh``, ``rest_sd_wh``:
+    unexplained of the whole record, with what the intervals not aligned bring in.
+    """
+
+    area_id: str
+    customers: tuple[str, ...]
+    how: str
+    why: str
+    use: NDArray[np.bool_]
+    supplied_wh: Array
+    head_gain: float
+    drawn: Filled
+    technical_wh: Array | None
+    intervals: Balance
+    days: Balance
+    months: Balance
+    whole: Balance
+    rest_wh: float
+    rest_sd_wh: float
+    voltages: pa.Table | None
+    suspects: Suspects | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """``day``, ``month``: (T,) numbers from 0, ascending; ``day_start``, ``month_start`` in UTC.
+
+    ``first_step_of_day``: steps past local midnight at the first interval.
+    """
+
+    day: Index
+    month: Index
+    day_start: NDArray[np.datetime64]
+    month_start: NDArray[np.datetime64]
+    first_step_of_day: int
+
+
+def calendar(starts: NDArray[np.datetime64], step_s: int, zone: ZoneInfo) -> Calendar:
+    """Local days and months of (T,) UTC interval starts; a day may have 23 or 25 hours."""
+    first = starts[0].astype("datetime64[D]") - 1
+    dates = np.arange(first, starts[-1].astype("datetime64[D]") + 2)
+    midnights = np.array([_utc(day, zone) for day in dates.tolist()], "datetime64[us]")
+    at = np.searchsorted(midnights, starts, side="right") - 1
+    months = dates.astype("datetime64[M]")[at]
+    day, month = (np.unique(values, return_index=True, return_inverse=True) for values in (at, months))
+    return Calendar(
+        np.asarray(day[2], np.intp),
+        np.asarray(month[2], np.intp),
+        starts[day[1]],
+        starts[month[1]],
+        int((starts[0] - midnights[at[0]]) // np.timedelta64(step_s, "s")),
+    )
+
+
+def _utc(day: date, zone: ZoneInfo) -> str:
+    return datetime.combine(day, time(), zone).astimezone(UTC).replace(tzinfo=None).isoformat()
+
+
+def run(folder: Folder, options: Options, progress: Progress = lambda line: None) -> list[AreaRun]:
+    """The answer for each area of a folder, in the order of its meters.csv."""
+    days = calendar(folder.measurements.time, folder.measurements.step_s, options.zone)
+    runs = []
+    for number, area_id in enumerate(folder.areas, 1):
+        progress(f"area {number} of {len(folder.areas)}: {area_id}")
+        runs.append(_area(folder, area_id, options, days))
+    known = [area for area in runs if area.use.any()]
+    progress(f"customers of {len(known)} areas")
+    found = localise([_for_localise(area, folder, days) for area in known]) if known else []
+    by_area = {area.area_id: suspects for area, suspects in zip(known, found, strict=True)}
+    return [replace(area, suspects=by_area.get(area.area_id)) for area in runs]
+
+
+def _for_localise(area: AreaRun, folder: Folder, days: Calendar) -> AreaBalance:
+    classes = {meter.meter_id: meter.accuracy_class for meter in folder.meters.rows}
+    return AreaBalance(
+        supplied_wh=np.where(area.use, area.supplied_wh, np.nan),
+        customer_wh=area.drawn.wh,
+        technical_wh=area.technical_wh,
+        customer_sd_wh=area.drawn.sd_wh,
+        step_s=folder.measurements.step_s,
+        first_step_of_day=days.first_step_of_day,
+        supply_gain_sd=area.head_gain,
+        customer_gain_sd=float(np.mean([balance.gain_sd(classes[name], supply=False) for name in area.customers])),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Technical:
+    """``sd_wh``: of its sum over windows, None when it is a share of it.  ``flow`` only where it came from one."""
+
+    how: str
+    why: str
+    wh: Array | None = None
+    sd_wh: Callable[[Index], Array] | None = None
+    flow: AreaFlow | None = None
+
+
+def _area(folder: Folder, area_id: str, options: Options, days: Calendar) -> AreaRun:
+    rows = folder.meters.rows
+    heads = [i for i, m in enumerate(rows) if m.area_id == area_id and m.role == "supply"]
+    drawing = [i for i, m in enumerate(rows) if m.area_id == area_id and m.role in ("customer", "generation")]
+    measured = folder.measurements
+    steps, steps_per_day = len(measured.time), max(1, 86_400 // measured.step_s)
+    head, _ = _meters(folder, heads, steps_per_day)
+    drawn, fed_in = _meters(folder, drawing, steps_per_day)
+    use = balance.aligned_steps(head, drawn, options.limits.filled_share_max)
+    use &= bool(heads) and bool(drawing)
+    supplied_wh = np.where(head.filled.filled.any(axis=1), np.nan, head.filled.wh.sum(axis=1))
+    found = _Technical("none", "")
+    if use.any():
+        found = _technical(folder, area_id, (heads, drawing), (head, drawn), supplied_wh, use, options, days)
+    # A fitted loss has the meters' usual gain error in it, so what is left has it no more.
+    sides = (_no_gain(head), _no_gain(drawn)) if found.how == "fitted" else (head, drawn)
+
+    def over(window: Index) -> Balance:
+        return balance.balance(
+            *sides, fed_in, found.wh, window, use=use, step_s=measured.step_s, errors=options.errors,
+            limits=options.limits, technical_sd_wh=found.sd_wh(window) if found.sd_wh else None,
+            why=found.why, why_never=_never(rows, heads, drawing, head, drawn, area_id),
+        )  # fmt: skip
+
+    whole = over(np.zeros(steps, np.intp))
+    rest_wh = rest_sd_wh = np.nan
+    if found.wh is not None:
+        rest_wh, gap_sd_wh = balance.total_unexplained(
+            np.where(use, supplied_wh, 0.0), drawn.filled.wh.sum(axis=1), found.wh, use, steps_per_day
+        )
+        rest_sd_wh = float(np.hypot((whole.hi_wh[0] - whole.lo_wh[0]) / 2 / balance.Z80, gap_sd_wh))
+    volts = None
+    if found.flow is not None:
+        limits = options.voltage_low, options.voltage_high
+        volts = technical.voltages(found.flow, folder, area_id, days.day, days.day_start, *limits)
+    return AreaRun(
+        area_id, tuple(rows[i].meter_id for i in drawing), found.how, found.why, use, supplied_wh,
+        float(head.gain.mean()) if heads else 0.0, drawn.filled, found.wh,
+        over(np.arange(steps)), over(days.day), over(days.month), whole, rest_wh, rest_sd_wh, volts,
+    )  # fmt: skip
+
+
+def _technical(
+    folder: Folder,
+    area_id: str,
+    columns: tuple[Sequence[int], Sequence[int]],
+    sides: tuple[Meters, Meters],
+    supplied_wh: Array,
+    use: NDArray[np.bool_],
+    options: Options,
+    days: Calendar,
+) -> _Technical:
+    """By flow where the network is known, else fitted on the area's own past, else none; with the reason."""
+    why = ""
+    drawn_wh = sides[1].filled.wh
+    if not options.fit:
+        flow = technical.area_flow(folder, area_id, *columns)
+        solved = flow if isinstance(flow, str) else flow.solve(drawn_wh, supplied_wh, use, days.day)
+        if not isinstance(flow, str) and not isinstance(solved, str):
+            return _Technical("flow", "", solved, None, flow)
+        why = f"{solved}; "
+    measured = folder.measurements
+    each = np.arange(len(measured.time))
+    variances = [_no_gain(side).variance(use, each, options.errors, measured.step_s) for side in sides]
+    total_wh = drawn_wh[use].sum(axis=0)
+    drawn_gain = np.sqrt(((sides[1].gain * total_wh) ** 2).sum()) / max(abs(float(total_wh.sum())), 1.0)
+    try:
+        fitted = fit_technical(
+            np.where(use, supplied_wh, 0.0),
+            drawn_wh,
+            use & (days.day < options.past_days),
+            np.sqrt(sum(variances)),
+            float(np.hypot(sides[0].gain.mean(), drawn_gain)),
+            steps_per_day=max(1, 86_400 // measured.step_s),
+            phase_share=_phase_share([folder.meters.rows[i].phases for i in columns[1]]),
+        )
+    except PastError as error:
+        return _Technical("none", f"{why}{error}")
+
+    def sd_wh(window: Index) -> Array:
+        return fitted.sd(balance.sums(np.where(use[:, None], fitted.features, 0.0), window))
+
+    return _Technical(
+        "fitted",
+        f"{why}technical loss fitted on the first {options.past_days} days, of which it explains "
+        f"{100 * fitted.explained:.0f} %",
+        fitted.technical_wh,
+        sd_wh,
+    )
+
+
+def _never(
+    rows: Sequence[Meter], heads: Sequence[int], drawing: Sequence[int], head: Meters, drawn: Meters, area_id: str
+) -> str:
+    """Why the area's balance can never be computed; "" when it can."""
+    if not heads or not drawing:
+        return f"no {'customer' if heads else 'head'} meter in {area_id}; add it to meters.csv"
+    silent = [
+        rows[i].meter_id
+        for columns, side in ((heads, head), (drawing, drawn))
+        for i, never in zip(columns, np.isnan(side.filled.wh).any(axis=0), strict=True)
+        if never
+    ]
+    more = f" and {len(silent) - _NAMED_MAX} more" if len(silent) > _NAMED_MAX else ""
+    return f"no reading ever from {', '.join(silent[:_NAMED_MAX])}{more}; visit or replace" if silent else ""
+
+
+def _meters(folder: Folder, columns: Sequence[int], steps_per_day: int) -> tuple[Meters, Array]:
+    """Filled net energy of some meters, and (T,) what they fed in: import of the head is drawn from above."""
+    measured = folder.measurements
+    at = np.asarray(columns, np.intp)
+    guess = measured.estimated[:, at]
+    net = balance.fill(measured.imported_wh[:, at], steps_per_day, estimated=guess)
+    exported = measured.exported_wh[:, at]
+    feeding = np.flatnonzero(np.nansum(exported, axis=0) > 0)
+    fed_in = np.zeros(len(measured.time))
+    if len(feeding):
+        out = balance.fill(exported[:, feeding], steps_per_day, estimated=guess[:, feeding])
+        wh, sd, spread = net.wh.copy(), net.sd_wh.copy(), net.spread.copy()
+        wh[:, feeding] -= out.wh
+        sd[:, feeding] = np.hypot(sd[:, feeding], out.sd_wh)
+        spread[feeding] = np.maximum(spread[feeding], out.spread)
+        net = Filled(wh, sd, net.filled, spread)
+        fed_in = np.nansum(out.wh, axis=1)
+    rows = folder.meters.rows
+    gain = np.array([balance.gain_sd(rows[i].accuracy_class, rows[i].role == "supply") for i in columns])
+    return Meters(net, gain), fed_in
+
+
+def _no_gain(meters: Meters) -> Meters:
+    return Meters(meters.filled, np.zeros_like(meters.gain))
+
+
+def _phase_share(phases: Sequence[str]) -> Array | None:
+    """(M, 3) equal shares of each meter's phases; None when all are three-phase, which is what an unknown one says."""
+    share = np.array([[letter in name for letter in _PHASES] for name in phases], np.float64)
+    return None if share.all() else share / share.sum(axis=1, keepdims=True)
+
+
+_UTC: Final = pa.timestamp("us", tz="UTC")
+_WH: Final = ("supplied_wh", "delivered_wh", "technical_wh", "unexplained_wh")
+
+
+def losses_table(runs: Sequence[AreaRun], starts: NDArray[np.datetime64], which: str) -> pa.Table:
+    """losses.parquet and its like by day and month; which: intervals | days | months."""
+    tables = []
+    for area in runs:
+        found: Balance = getattr(area, which)
+        columns = {name: pa.array(getattr(found, name), from_pandas=True) for name in _WH}
+        tables.append(
+            pa.table(
+                {
+                    "area_id": pa.array([area.area_id] * len(starts)),
+                    "time": pa.array(starts, _UTC),
+                    **columns,
+                    "unexplained_lo_wh": pa.array(found.lo_wh, from_pandas=True),
+                    "unexplained_hi_wh": pa.array(found.hi_wh, from_pandas=True),
+                    "state": pa.array(np.array(STATES)[found.state]),
+                    "reason": pa.array(found.reason, pa.string()),
+                    "aligned": pa.array(found.aligned),
+                }
+            )
+        )
+    return pa.concat_tables(tables)
+
+
+def suspects_table(runs: Sequence[AreaRun], time: NDArray[np.datetime64]) -> pa.Table:
+    """suspects.parquet: every customer, the likeliest first; ``kind`` is empty unless the evidence names it."""
+    tables = []
+    for area in runs:
+        found = area.suspects
+        if found is None:
+            continue
+        order = np.argsort(-found.score, kind="stable")
+        step = np.asarray(found.since_step)[order]
+        named = np.asarray(found.named)[order]
+        tables.append(
+            pa.table(
+                {
+                    "area_id": pa.array([area.area_id] * len(order)),
+                    "meter_id": pa.array(np.array(area.customers)[order]),
+                    "rank": pa.array(np.arange(1, len(order) + 1)),
+                    "score": pa.array(found.score[order]),
+                    "kind": pa.array(np.where(named, np.array(found.kind)[order], "")),
+                    "stolen_wh": pa.array(found.stolen_wh[order]),
+                    "stolen_lo_wh": pa.array(found.lo_wh[order]),
+                    "stolen_hi_wh": pa.array(found.hi_wh[order]),
+                    "since": pa.array(time[np.clip(step, 0, len(time) - 1)], _UTC, mask=step < 0),
+                    "evidence": pa.array([found.evidence[i] for i in order]),
+                    "named": pa.array(named),
+                }
+            )
+        )
+    return pa.concat_tables(tables) if tables else _NO_SUSPECTS.empty_table()
+
+
+_NO_SUSPECTS: Final = pa.schema(
+    [
+        ("area_id", pa.string()),
+        ("meter_id", pa.string()),
+        ("rank", pa.int64()),
+        ("score", pa.float64()),
+        ("kind", pa.string()),
+        ("stolen_wh", pa.float64()),
+        ("stolen_lo_wh", pa.float64()),
+        ("stolen_hi_wh", pa.float64()),
+        ("since", _UTC),
+        ("evidence", pa.string()),
+        ("named", pa.bool_()),
+    ]
+)
+
+
+def write(runs: Sequence[AreaRun], folder: Folder, options: Options, out: Path) -> None:
+    """OUT/losses.parquet (also by day and month), suspects.parquet, voltages.parquet."""
+    out.mkdir(parents=True, exist_ok=True)
+    time = folder.measurements.time
+    days = calendar(time, folder.measurements.step_s, options.zone)
+    pq.write_table(losses_table(runs, time, "intervals"), out / "losses.parquet")
+    pq.write_table(losses_table(runs, days.day_start, "days"), out / "losses_day.parquet")
+    pq.write_table(losses_table(runs, days.month_start, "months"), out / "losses_month.parquet")
+    pq.write_table(suspects_table(runs, time), out / "suspects.parquet")
+    made = [area.voltages for area in runs if area.voltages is not None]
+    pq.write_table(pa.concat_tables(made) if made else technical.VOLTAGES.empty_table(), out / "voltages.parquet")

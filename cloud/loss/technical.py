@@ -1,0 +1,284 @@
+"""The technical loss and the voltages of one area of a folder, by power flow from its head meter downwards."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cloud.engines.loss import network as model
+from cloud.engines.loss.balance import sums
+from cloud.engines.loss.flow import Flow, NoSolutionError, Placed, place, solve
+from cloud.loss.folder import Folder, Line, Transformer
+
+Array = NDArray[np.float64]
+Index = NDArray[np.intp]
+Mask = NDArray[np.bool_]
+
+# Where no reactive energy is measured: power factor 0.95 lagging.
+TAN_PHI: Final = float(np.tan(np.arccos(0.95)))
+_TAP_STEP: Final = 0.025  # of a tap given as a position, not as a ratio
+_SHARE: Final = (-0.3, 1.0)  # of its load that an area may draw beside its records
+_PLAUSIBLE: Final = (0.8, 1.2)
+PHASES: Final = "abc"
+
+
+@dataclass(slots=True)
+class AreaFlow:
+    """An area's network with its M customers on it; ``solve`` leaves the voltages in ``voltage_pu``."""
+
+    network: model.Network
+    placed: Placed
+    step_h: float
+    varh: Array | None
+    source_pu: Array | float
+    voltage_pu: Array | None = None
+
+    def solve(self, drawn_wh: Array, supplied_wh: Array, use: Mask, day: Index) -> Array | str:
+        """(T,) Wh technical loss, or why there is none.
+
+        drawn_wh: (T, M) net.  supplied_wh: (T,) NaN where unknown.  use: (T,) aligned.  day: (T,) ascending.
+        What was drawn beside the records heats the wires as well. Each day's unexplained share of the import, of a
+        first run on the records alone, is put on top of every customer's import for the second: without it the loss
+        that a theft causes would be taken for theft.
+        """
+        active = np.ascontiguousarray(drawn_wh.T) / self.step_h
+        reactive = np.maximum(active, 0) * TAN_PHI
+        if self.varh is not None:
+            reactive = np.where(np.isnan(self.varh.T), reactive, self.varh.T / self.step_h)
+        try:
+            flow = self._flow(active, reactive, voltages=False)
+            rest = np.where(use, supplied_wh - drawn_wh.sum(axis=1) - flow.loss_w * self.step_h, 0.0)
+            imported = np.where(use, np.maximum(drawn_wh, 0).sum(axis=1), 0.0)
+            share = sums(rest, day) / np.maximum(sums(imported, day), 1.0)
+            more = 1 + np.clip(share, *_SHARE)[day]
+            scale = np.where(active > 0, more, 1.0)
+            flow = self._flow(active * scale, reactive * scale, voltages=True)
+        except NoSolutionError as error:
+            return f"power flow: {error}"
+        self.voltage_pu = flow.voltage_pu
+        return np.asarray(flow.loss_w * self.step_h, np.float64)
+
+    def _flow(self, active: Array, reactive: Array, *, voltages: bool) -> Flow:
+        return solve(self.placed, active, reactive, source_pu=self.source_pu, voltages=voltages)
+
+
+def area_flow(folder: Folder, area_id: str, heads: Sequence[int], drawing: Sequence[int]) -> AreaFlow | str:
+    """The network below the area's head meter, or why it cannot be computed.
+
+    heads, drawing: positions of the supply meters, and of customers and generation, in the folder's meters.
+    """
+    rows = folder.meters.rows
+    if not folder.nodes or not (folder.lines or folder.transformers):
+        gone = [name for name in ("nodes", "lines", "transformers") if not getattr(folder, name)]
+        return f"the network is unknown (no {', '.join(f'{name}.csv' for name in gone)})"
+    roots = sorted({rows[i].node_id for i in heads})
+    if len(roots) != 1:
+        return f"{len(roots)} nodes with a supply meter ({', '.join(roots[:3])}); a radial area has one"
+    lines, transformers, source_v = _below(folder, roots[0], area_id)
+    if not lines and not transformers:
+        return f"no line or transformer below node {roots[0]} of the supply meter"
+    three_phase = any(rows[i].phases != PHASES for i in drawing) or any(line.phases != PHASES for line in lines)
+    try:
+        network = model.compile_network(
+            roots[0],
+            [_line(line) for line in lines],
+            [_transformer(unit) for unit in transformers],
+            three_phase=three_phase,
+            earthing_ohm={node.node_id: 0.0 for node in folder.nodes if node.neutral_earthed},
+            source_v=source_v,
+        )
+    except model.NetworkError as error:
+        return f"network model: {error}"
+    lost = [rows[i] for i in drawing if rows[i].node_id not in network.node]
+    if lost:
+        return f"node {lost[0].node_id} of meter {lost[0].meter_id} is not below the supply meter; correct the registry"
+    try:
+        placed = place(network, [rows[i].node_id for i in drawing], [rows[i].phases for i in drawing])
+    except ValueError as error:
+        return f"network model: {error}"
+    measured = folder.measurements
+    varh = None
+    if measured.imported_varh is not None:
+        varh = measured.imported_varh[:, drawing]
+        if measured.exported_varh is not None:
+            varh = varh - np.nan_to_num(measured.exported_varh[:, drawing])
+    return AreaFlow(network, placed, measured.step_s / 3600, varh, _source_pu(folder, heads, network.rated_v[0]))
+
+
+def _below(folder: Folder, root: str, area_id: str) -> tuple[list[Line], list[Transformer], float | None]:
+    """Branches on the far side of ``root`` as seen from the network's source, down to another area's head meter."""
+    edges: dict[str, list[tuple[str, Line | Transformer]]] = {}
+    for line in folder.lines:
+        edges.setdefault(line.from_node, []).append((line.to_node, line))
+        edges.setdefault(line.to_node, []).append((line.from_node, line))
+    for unit in folder.transformers:
+        edges.setdefault(unit.hv_node, []).append((unit.lv_node, unit))
+        edges.setdefault(unit.lv_node, []).append((unit.hv_node, unit))
+    sources = [node.node_id for node in folder.nodes if node.kind == "source"]
+    # Walk from the root to the nearest source: the first step of that way leads up, the others down.
+    came: dict[str, str] = {root: root}
+    waiting = deque([root])
+    up: str | None = None
+    while waiting and root not in sources:
+        name = waiting.popleft()
+        if name in sources:
+            while came[name] != root:
+                name = came[name]
+            up = name
+            break
+        for other, _ in edges.get(name, ()):
+            if other not in came:
+                came[other] = name
+                waiting.append(other)
+    volts: float | None = None
+    for name, branch in edges.get(root, ()):
+        if name == up and isinstance(branch, Transformer):
+            volts = branch.lv_v if branch.lv_node == root else branch.hv_v
+    ends = {m.node_id for m in folder.meters.rows if m.role == "supply" and m.area_id != area_id} - {root}
+    used: dict[int, Line | Transformer] = {}
+    seen = {root} if up is None else {root, up}
+    waiting = deque([root])
+    while waiting:
+        name = waiting.popleft()
+        if name in ends:
+            continue
+        for other, branch in edges.get(name, ()):
+            if name == root and other == up:
+                continue
+            used[id(branch)] = branch
+            if other not in seen:
+                seen.add(other)
+                waiting.append(other)
+    lines = [branch for branch in used.values() if isinstance(branch, Line)]
+    return lines, [branch for branch in used.values() if isinstance(branch, Transformer)], volts
+
+
+def _line(line: Line) -> model.Line:
+    names = [column.name for column in fields(model.Line)]
+    return model.Line(**{name: getattr(line, name) for name in names})
+
+
+def _transformer(unit: Transformer) -> model.Transformer:
+    """A tap near 1 is a ratio of turns; any other is a position, 2.5 % each, 0 in the middle."""
+    ratio = unit.tap if _PLAUSIBLE[0] < unit.tap < _PLAUSIBLE[1] else 1 + _TAP_STEP * unit.tap
+    return model.Transformer(
+        unit.hv_node, unit.lv_node, unit.rated_kva, unit.hv_v, unit.lv_v, unit.no_load_loss_w, unit.load_loss_w,
+        unit.impedance_percent, ratio, unit.vector_group,
+    )  # fmt: skip
+
+
+def _source_pu(folder: Folder, heads: Sequence[int], rated_v: float) -> Array | float:
+    """(T,) voltage at the head over its rating; 1 where it was not measured or is not of this node."""
+    volts = folder.measurements.voltage_v
+    if volts is None:
+        return 1.0
+    seen = volts[:, list(heads)].reshape(len(volts), -1)
+    count = np.isfinite(seen).sum(axis=1)
+    mean = np.where(count > 0, np.nansum(seen, axis=1) / np.maximum(count, 1), np.nan)
+    for ratio in (1.0, folder.meters.rows[heads[0]].pt_ratio):
+        for per_unit in (mean * ratio * 3**0.5 / rated_v, mean * ratio / rated_v):
+            usual = float(np.nanmedian(per_unit)) if count.any() else np.nan
+            if _PLAUSIBLE[0] < usual < _PLAUSIBLE[1]:
+                good = (per_unit > _PLAUSIBLE[0]) & (per_unit < _PLAUSIBLE[1])
+                return np.asarray(np.where(good, per_unit, usual), np.float64)
+    return 1.0
+
+
+VOLTAGES: Final = pa.schema(
+    [
+        ("area_id", pa.string()),
+        ("time", pa.timestamp("us", tz="UTC")),
+        ("node_id", pa.string()),
+        ("phase", pa.string()),
+        ("predicted_min_v", pa.float64()),
+        ("predicted_mean_v", pa.float64()),
+        ("predicted_max_v", pa.float64()),
+        ("measured_mean_v", pa.float64()),
+        ("difference_v", pa.float64()),
+        ("difference_sd_v", pa.float64()),
+        ("below_limit", pa.int64()),
+        ("above_limit", pa.int64()),
+    ]
+)
+
+
+def voltages(
+    flow: AreaFlow, folder: Folder, area_id: str, day: Index, day_start: NDArray[np.datetime64], low: float, high: float
+) -> pa.Table:
+    """Volts to neutral of each node, phase and day: predicted, measured where a meter shows them, and violations.
+
+    low, high: limits in percent of rated.  ``difference_v``: measured − predicted over the intervals that have both.
+    ``below_limit``, ``above_limit``: intervals, of the measured voltage where there is one, else of the predicted.
+    """
+    assert flow.voltage_pu is not None
+    _, phases, steps = flow.voltage_pu.shape
+    rated_v = np.asarray(flow.network.rated_v) / 3**0.5
+    predicted = np.moveaxis(flow.voltage_pu * rated_v[:, None, None], -1, 0).reshape(steps, -1)
+    measured = _measured(folder, area_id, flow.network, phases).reshape(steps, -1)
+    present = np.flatnonzero(np.isfinite(predicted).any(axis=0))
+    predicted, measured = predicted[:, present], measured[:, present]
+    node, phase = np.divmod(present, phases)
+    rated = rated_v[node]
+    starts = np.flatnonzero(np.diff(day, prepend=-1))
+    count = sums(np.ones(steps), day)[:, None]
+    both = np.isfinite(measured)
+    paired = sums(both.astype(float), day)
+    apart = np.where(both, measured - predicted, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        measured_mean = sums(np.where(both, measured, 0.0), day) / paired
+        apart_mean = sums(apart, day) / paired
+        apart_sd = np.sqrt(np.maximum(sums(apart**2, day) / paired - apart_mean**2, 0.0))
+    shown = np.where(both, measured, predicted)
+    below = sums((shown < rated * (1 + low / 100)).astype(float), day)
+    above = sums((shown > rated * (1 + high / 100)).astype(float), day)
+    days, columns = len(day_start), len(present)
+    name = np.array(flow.network.nodes)[node]
+    letters = np.array(list(PHASES) if phases == 3 else [PHASES])[phase]
+
+    def flat(values: Array) -> pa.Array:
+        return pa.array(np.broadcast_to(values, (days, columns)).ravel(), from_pandas=True)
+
+    return pa.table(
+        [
+            pa.array([area_id] * (days * columns)),
+            pa.array(np.repeat(day_start, columns), VOLTAGES.field("time").type),
+            pa.array(np.tile(name, days)),
+            pa.array(np.tile(letters, days)),
+            flat(np.minimum.reduceat(predicted, starts, axis=0)),
+            flat(sums(predicted, day) / count),
+            flat(np.maximum.reduceat(predicted, starts, axis=0)),
+            flat(measured_mean),
+            flat(apart_mean),
+            flat(apart_sd),
+            pa.array(below.ravel().astype(np.int64)),
+            pa.array(above.ravel().astype(np.int64)),
+        ],
+        schema=VOLTAGES,
+    )
+
+
+def _measured(folder: Folder, area_id: str, network: model.Network, phases: int) -> Array:
+    """(T, N, F) volts to neutral that meters show at each node, NaN where none; the mean over phases when F is 1."""
+    volts = folder.measurements.voltage_v
+    shown = np.full((len(folder.measurements.time), len(network.nodes), phases), np.nan)
+    if volts is None:
+        return shown
+    for i, meter in enumerate(folder.meters.rows):
+        if meter.area_id != area_id or meter.node_id not in network.node:
+            continue
+        at = network.node[meter.node_id]
+        if phases == 1:
+            seen = np.isfinite(volts[:, i])
+            count = seen.sum(axis=1)
+            mean = np.where(seen, volts[:, i], 0.0).sum(axis=1) / np.maximum(count, 1)
+            shown[:, at, 0] = np.where(count > 0, mean, np.nan)
+        elif meter.phases == PHASES:
+            shown[:, at] = volts[:, i]
+        else:
+            for position, letter in enumerate(meter.phases):
+                shown[:, at, PHASES.index(letter)] = volts[:, i, position]
+    return shown
