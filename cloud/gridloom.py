@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": "cloud.api.commands:serve",
     "key": "cloud.api.commands:key",
     "dashboards": "cloud.demo:dashboards",
+    "loss": "cloud.loss.commands:loss",
     "bench": "cloud.bench.commands:bench",
 }
 
