@@ -31,13 +31,13 @@ _EVE: Final = "Chinese New Year's Eve"
 class Days:
     """D days in a row, as ``cloud.engines.forecast.Inputs`` wants them.
 
-    kind: (D,) 0 working day, 1 Saturday-like (the first day of a weekend), 2 Sunday-like (its last), 3 public holiday,
-    4 working day made of a weekend day.  holiday: (D,) 0 none, else which one.  holiday_day: (D,) its n-th day off,
-    counted from its own first day (what is off before that is day 1, too; New Year's Day of the lunar calendar is
+    day_kind: (D,) 0 working day, 1 Saturday-like (the first day of a weekend), 2 Sunday-like (its last), 3 public
+    holiday, 4 working day made of a weekend day.  holiday: (D,) 0 none, else which one.  holiday_day: (D,) its n-th day
+    off, counted from its own first day (what is off before that is day 1, too; New Year's Day of the lunar calendar is
     day 2, its eve day 1), 0 elsewhere.  names: of the holidays, number 1 first.
     """
 
-    kind: NDArray[np.int8]
+    day_kind: NDArray[np.int8]
     holiday: NDArray[np.int16]
     holiday_day: NDArray[np.int16]
     names: tuple[str, ...]

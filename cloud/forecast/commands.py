@@ -1,15 +1,12 @@
 """``gridloom forecast``: try the forecasts on a folder of loads, and draw them."""
 
 import json
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+import numpy as np
 
 from cloud.engines.forecast import DEFAULT
 from cloud.forecast.backtest import (
@@ -26,8 +23,30 @@ from cloud.forecast.backtest import (
     write,
 )
 from cloud.forecast.panel import Panel, PanelError, read_panel
+from cloud.forecast.plot import picture
+from cloud.forecast.scores import mean
+from cloud.pictures import NO_CHINESE, PictureError, check, chinese_font, save, style
+from cloud.progress import progress
 
 _PARQUET: Final = ".parquet"
+
+_panel = click.option(
+    "--panel", "folder", required=True, type=click.Path(path_type=Path), help="Folder with load.parquet."
+)
+_days = click.option(
+    "--days", default=28, show_default=True, type=click.IntRange(1, 3660), help="Test days, the last whole ones."
+)
+_origin_hour = click.option(
+    "--origin-hour", default=0, show_default=True, type=click.IntRange(0, 23), help="When forecasts are made."
+)
+_horizon_h = click.option(
+    "--horizon-h", default=24, show_default=True, type=click.IntRange(1, 168),
+    help="Hours ahead; the last day they reach is the test day.",
+)  # fmt: skip
+_shift_days = click.option(
+    "--shift-days", default=0, show_default=True, type=click.IntRange(0, 36600),
+    help="End the panel so many days earlier: a window to tune on.",
+)  # fmt: skip
 
 
 @click.group(
@@ -51,21 +70,11 @@ Copy and run:
   gridloom forecast backtest --panel panels/town --shift-days 28
 """,
 )
-@click.option("--panel", "folder", required=True, type=click.Path(path_type=Path), help="Folder with load.parquet.")
-@click.option(
-    "--days", default=28, show_default=True, type=click.IntRange(1, 3660), help="Test days, the last whole ones."
-)
-@click.option(
-    "--origin-hour", default=0, show_default=True, type=click.IntRange(0, 23), help="When forecasts are made."
-)
-@click.option(
-    "--horizon-h", default=24, show_default=True, type=click.IntRange(1, 168),
-    help="Hours ahead; the last day they reach is the test day.",
-)  # fmt: skip
-@click.option(
-    "--shift-days", default=0, show_default=True, type=click.IntRange(0, 36600),
-    help="End the panel so many days earlier: a window to tune on.",
-)  # fmt: skip
+@_panel
+@_days
+@_origin_hour
+@_horizon_h
+@_shift_days
 @click.option("--methods", default=ENSEMBLE, show_default=True, help="Comma between; members joined by + are weighed.")
 @click.option("--json", "as_json", is_flag=True, help="For machines: one document.")
 @click.option(
@@ -87,9 +96,9 @@ def backtest_command(
     panel, test = _opened(folder, names, days, origin_hour, horizon_h, shift_days)
     told: dict[str, dict[str, float | None]] = {}
     rows: list[str] = []
-    with _progress("forecasting", len(names)) as advance:
+    with progress(len(names)) as begin:
         for name in names:
-            advance(name)
+            begin(name)
             made = _made(panel, test, name)
             scored = score(panel, test, made)
             told[name] = figures(scored, made.cost, len(panel.series) * len(test.origins))
@@ -181,23 +190,43 @@ def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-@contextmanager
-def _progress(what: str, total: int) -> Iterator["Advance"]:
-    """A bar on stderr while a person is watching."""
-    console = Console(stderr=True)
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        console=console, transient=True, disable=not sys.stderr.isatty(),
-    ) as progress:  # fmt: skip
-        yield Advance(progress, what, total)
-
-
-class Advance:
-    """Says what is being done now; what was before is then done."""
-
-    def __init__(self, progress: Progress, what: str, total: int) -> None:
-        self._progress = progress
-        self._task = progress.add_task(what, total=total, completed=-1)
-
-    def __call__(self, what: str) -> None:
-        self._progress.update(self._task, advance=1, description=what)
+@forecast.command(
+    name="plot",
+    epilog="""\b
+Copy and run:
+  gridloom forecast plot --panel panels/town --out fan.png
+  gridloom forecast plot --panel panels/town --series feeder-3 --method ridge --shown-days 14 --out fan.svg
+""",
+)
+@_panel
+@_days
+@_origin_hour
+@_horizon_h
+@_shift_days
+@click.option("--method", default=ENSEMBLE, show_default=True, help="One, or members joined by +.")
+@click.option("--series", help="Column of load.parquet.  [default: the largest]")
+@click.option("--shown-days", default=7, show_default=True, type=click.IntRange(1, 60), help="Days in the fan.")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="FILE.png or FILE.svg.")
+def plot_command(
+    folder: Path, days: int, origin_hour: int, horizon_h: int, shift_days: int, method: str, series: str | None,
+    shown_days: int, out: Path,
+) -> None:  # fmt: skip
+    """Draw the backtest of one series: fan with what came, residuals by hour and day, calibration."""
+    panel, test = _opened(folder, [method], days, origin_hour, horizon_h, shift_days)
+    row = int(np.argmax(np.nan_to_num(mean(np.abs(panel.load), axis=1))))
+    if series is not None:
+        if series not in panel.series:
+            raise click.BadParameter(f'"{series}": one of {_some(panel.series)} expected', param_hint="--series")
+        row = panel.series.index(series)
+    try:
+        check(out)
+        with style() as label:
+            if chinese_font() is None:
+                click.echo(NO_CHINESE, err=True)
+            with progress(1) as begin:
+                begin(method)
+                made = _made(panel, test, method)
+            save(picture(panel, test, made, row, method, label, shown_days), out)
+    except PictureError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{out}: {panel.name}, {panel.series[row]}, {method}; {weather(panel)}")

@@ -73,7 +73,7 @@ class Panel:
     def inputs(self) -> Inputs:
         worked = self.calendar()
         return Inputs(
-            load=self.load, step_minutes=self.step_minutes, start=self.start, day_kind=worked.kind,
+            load=self.load, step_minutes=self.step_minutes, start=self.start, day_kind=worked.day_kind,
             holiday=worked.holiday, holiday_day=worked.holiday_day, weather=self.weather, weather_lead=self.lead,
         )  # fmt: skip
 
