@@ -10,16 +10,8 @@ import psycopg
 from numpy.typing import NDArray
 
 from cloud.engines.intervals import MISSING
-from cloud.engines.line_loss import (
-    Line,
-    Network,
-    NetworkError,
-    NoSolutionError,
-    Transformer,
-    compile_network,
-    statistical_loss,
-    technical_loss,
-)
+from cloud.engines.loss.flow import NoSolutionError, technical_loss
+from cloud.engines.loss.network import Line, Network, NetworkError, Transformer, compile_network
 from cloud.jobs.calendar import Calendar
 from cloud.jobs.columns import INTERVAL_H, from_mark, read_columns, to_float, to_mark
 from protocols.uplink import to_us
@@ -131,7 +123,7 @@ def day_loss(area: Area, energy: Energy, source_pu: float = 1.0) -> DayLoss:
     if not supply.any() or not customer.any():
         what = "head meter" if not supply.any() else "customer meter"
         return DayLoss(None, None, None, 0, "not_computable", f"no {what} on record; add it to the registry")
-    loss_wh = statistical_loss(energy.wh[:, supply].sum(axis=1), energy.wh[:, customer])
+    loss_wh = energy.wh[:, supply].sum(axis=1) - energy.wh[:, customer].sum(axis=1)
     aligned = np.isfinite(loss_wh)
     if not aligned.any():
         return DayLoss(None, None, None, 0, "not_computable", _who_is_missing(area.points, energy.wh))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cloud.engines.line_loss import Line, Transformer, compile_network, technical_loss
+from cloud.engines.loss.flow import technical_loss
+from cloud.engines.loss.network import Line, Transformer, compile_network
 from gateway import config
 from simulators import site
 from simulators.__main__ import main

@@ -1,0 +1,326 @@
+"""Power flow of many scenarios at once: voltages, and what lines and transformers lose.
+
+Constant-power loads, I = conj(S / V), on the linear network of ``pieces``: a fixed point that gains one to two digits
+a step at distribution voltages. Scenarios are the last, contiguous axis and go through in chunks that stay in cache.
+The first steps are in single precision, which is as good there and half the work; the last ones, at least two, in
+double precision, until no voltage moves by more than ``TOLERANCE_PU``.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.engines.loss.network import Network
+from cloud.engines.loss.pieces import Piece, Placed, place
+
+__all__ = ["Flow", "NoSolutionError", "Placed", "place", "solve", "technical_loss"]
+
+Array = NDArray[np.float64]
+Reals = NDArray[np.floating[Any]]
+
+TOLERANCE_PU: Final = 1e-8
+STEPS_MAX: Final = 100
+CHUNK: Final = 512
+_ROUGH_MAX: Final = 12  # steps in single precision, which cannot see below 1e-7
+_NAMED_MAX: Final = 5
+# Where no reactive energy is measured: power factor 0.95 lagging.
+TAN_PHI: Final = float(np.tan(np.arccos(0.95)))
+
+
+class NoSolutionError(ArithmeticError):
+    """Some scenarios have no solution: more load than the network can carry, or a wrong model. ``scenarios``: which."""
+
+    def __init__(self, scenarios: NDArray[np.intp], total: int) -> None:
+        self.scenarios = scenarios
+        more = f" and {len(scenarios) - _NAMED_MAX} more" if len(scenarios) > _NAMED_MAX else ""
+        named = ", ".join(map(str, scenarios[:_NAMED_MAX]))
+        super().__init__(
+            f"no solution within {STEPS_MAX} steps in {len(scenarios)} of {total} scenarios ({named}{more}); "
+            "check loads, lengths and ratings"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Of T scenarios. Loss in lines (their neutrals and earthing included), and of transformers under load and without.
+
+    ``voltage_pu``: (N, F, T) phase to neutral over rated, F = 3, or 1 in the single-line model; NaN where a phase is
+    absent, None where not asked for.  Others (T,) W; ``head_w`` is drawn from the source.
+    """
+
+    voltage_pu: Array | None
+    line_w: Array
+    load_loss_w: Array
+    no_load_w: Array
+    head_w: Array
+
+    @property
+    def loss_w(self) -> Array:
+        return self.line_w + self.load_loss_w + self.no_load_w
+
+
+def solve(
+    placed: Placed,
+    active_w: Reals,
+    reactive_var: Reals,
+    source_pu: Array | float = 1.0,
+    *,
+    voltages: bool = True,
+) -> Flow:
+    """Power flow of T scenarios.
+
+    active_w, reactive_var: (L, T) drawn by each load, negative where it feeds in; constant power.
+    source_pu: voltage magnitude at the source, over rated; one, (T,), or (3, T) by phase in the three-phase model.
+    Raises NoSolutionError naming the scenarios, ValueError for shapes that do not fit or values that are not numbers.
+    """
+    if active_w.shape != reactive_var.shape or active_w.ndim != 2 or active_w.shape[0] != placed.loads:
+        raise ValueError(f"({placed.loads}, T) W and var expected, got {active_w.shape} and {reactive_var.shape}")
+    network, total = placed.network, active_w.shape[1]
+    width = len(network.conductors[0])
+    source = np.broadcast_to(np.asarray(source_pu, float), (width, total))
+    phases = 3 if network.three_phase else 1
+    voltage = np.full((len(network.nodes) * phases, total), np.nan) if voltages else None
+    if voltage is not None:
+        voltage[:width] = source
+    sums = np.zeros((4, total))
+    chunks = max(1, round(total / CHUNK))
+    edges = np.linspace(0, total, chunks + 1).astype(int)
+    solver: _Solver | None = None
+    failed = []
+    for start, end in pairwise(edges):
+        if solver is None or solver.size != end - start:
+            solver = _Solver(placed, int(end - start), solver.rough if solver else 3)
+        part = slice(start, end)
+        solver.load(active_w[:, part], reactive_var[:, part], source[:, part])
+        lost = solver.run()
+        if len(lost):
+            failed.append(start + lost)
+        else:
+            solver.collect(sums[:, part], None if voltage is None else voltage[:, part])
+    if failed:
+        raise NoSolutionError(np.concatenate(failed), total)
+    loss, series, no_load, head = sums
+    return Flow(
+        None if voltage is None else voltage.reshape(len(network.nodes), phases, total),
+        line_w=loss - series - no_load,
+        load_loss_w=series,
+        no_load_w=no_load,
+        head_w=head,
+    )
+
+
+class _Sweep:
+    """Currents and voltages of one chunk in one precision."""
+
+    def __init__(self, placed: Placed, size: int, kind: type[np.floating[Any]]) -> None:
+        self.placed = placed
+        ports = len(placed.port_rows)
+        self.active, self.reactive = np.empty((ports, size), kind), np.empty((ports, size), kind)
+        self.source = np.empty((2 * len(placed.network.conductors[0]), size), kind)
+        self.pieces = placed.pieces
+        self.forward = [np.ascontiguousarray(piece.forward, kind) for piece in placed.pieces]
+        self.backward = [np.ascontiguousarray(piece.backward, kind) for piece in placed.pieces]
+        self.given = [np.zeros((matrix.shape[1], size), kind) for matrix in self.forward]
+        self.voltage = [np.zeros((matrix.shape[0], size), kind) for matrix in self.forward]
+        self.before = [np.zeros_like(values) for values in self.voltage]
+        widest = max((_ports(piece) for piece in placed.pieces), default=0)
+        self._one, self._two = np.empty((widest, size), kind), np.empty((widest, size), kind)
+
+    def currents(self, i: int) -> None:
+        """Of piece i's loads, conj(S / V), from its voltages."""
+        piece = self.pieces[i]
+        m = _ports(piece)
+        if not m:
+            return
+        re, im = self.voltage[i][:m], self.voltage[i][m : 2 * m]
+        current_re, current_im = self.given[i][:m], self.given[i][m : 2 * m]
+        p, q = self._one[:m], self._two[:m]
+        np.multiply(re, re, out=p)
+        np.multiply(im, im, out=q)
+        np.add(p, q, out=q)
+        np.divide(self.active[piece.ports], q, out=p)
+        np.divide(self.reactive[piece.ports], q, out=q)
+        np.multiply(p, re, out=current_re)
+        np.multiply(q, re, out=current_im)
+        np.multiply(q, im, out=q)
+        np.multiply(p, im, out=p)
+        np.add(current_re, q, out=current_re)
+        np.subtract(p, current_im, out=current_im)
+
+    def down(self) -> None:
+        """Each piece's current to the node it hangs from, the farthest first."""
+        for i in reversed(range(len(self.pieces))):
+            piece = self.pieces[i]
+            if piece.above < 0:
+                continue
+            target = self.given[piece.above][piece.rows]
+            drawn = self.given[i][: self.backward[i].shape[1]]
+            if piece.first:
+                np.matmul(self.backward[i], drawn, out=target)
+            else:
+                target += self.backward[i] @ drawn
+
+    def up(self, i: int) -> None:
+        """Piece i's voltages, from its currents and the voltage of the node it hangs from."""
+        piece, given = self.pieces[i], self.given[i]
+        above = self.source if piece.above < 0 else self.voltage[piece.above][piece.rows]
+        given[self.backward[i].shape[1] :] = above
+        np.matmul(self.forward[i], given, out=self.voltage[i])
+
+    def change(self) -> Array:
+        """(C,) largest change of a load's voltage in a scenario; NaN where it left the numbers."""
+        most = np.zeros(self.active.shape[1])
+        for piece, now, before in zip(self.pieces, self.voltage, self.before, strict=True):
+            rows = 2 * _ports(piece)
+            np.subtract(now[:rows], before[:rows], out=before[:rows])
+            np.maximum(most, before[:rows].max(axis=0, initial=0), out=most)
+            np.maximum(most, -before[:rows].min(axis=0, initial=0), out=most)
+        return most
+
+
+def _ports(piece: Piece) -> int:
+    return int(piece.ports.stop - piece.ports.start)
+
+
+class _Solver:
+    """``rough``: steps in single precision, learnt from chunk to chunk."""
+
+    def __init__(self, placed: Placed, size: int, rough: int) -> None:
+        self.placed, self.size, self.rough = placed, size, rough
+        self._single = _Sweep(placed, size, np.float32)
+        self._double = _Sweep(placed, size, np.float64)
+        self._drawn_at_source = np.zeros(size)
+        width = len(placed.network.conductors[0])
+        self._turn = np.exp(-2j / 3 * np.pi * np.arange(3)) if width == 3 else np.ones(1)
+        self._unloaded = placed.unloaded @ self._turn
+
+    def load(self, active_w: Reals, reactive_var: Reals, source_pu: Array) -> None:
+        placed, fine = self.placed, self._double
+        count = len(placed.port_rows)
+        share = None if np.all(placed.share == 1) else placed.share
+        for values, target in ((active_w, fine.active), (reactive_var, fine.reactive)):
+            first = values[placed.load[:count, 1]]
+            if share is None:
+                target[:] = first
+            else:
+                np.multiply(first, share[:count, None], out=target)
+            if len(placed.load) > count:
+                port, load = placed.load[count:].T
+                np.add.at(target, port, values[load] * placed.share[count:, None])
+        self._drawn_at_source = active_w[placed.at_source].sum(axis=0)
+        width = len(self._turn)
+        np.multiply(source_pu, self._turn.real[:, None], out=fine.source[:width])
+        np.multiply(source_pu, self._turn.imag[:, None], out=fine.source[width:])
+        for one, two in (
+            (self._single.active, fine.active),
+            (self._single.reactive, fine.reactive),
+            (self._single.source, fine.source),
+        ):
+            one[:] = two
+        self._start(self._single, source_pu.mean(axis=0))
+
+    def _start(self, sweep: _Sweep, source_pu: Array) -> None:
+        for i, piece in enumerate(sweep.pieces):
+            m = _ports(piece)
+            unloaded, voltage = self._unloaded[piece.ports, None], sweep.voltage[i]
+            np.multiply(unloaded.real, source_pu, out=voltage[:m], casting="same_kind")
+            np.multiply(unloaded.imag, source_pu, out=voltage[m : 2 * m], casting="same_kind")
+
+    def run(self) -> NDArray[np.intp]:
+        """Which scenarios of the chunk found no solution."""
+        rough, fine = self._single, self._double
+        everyone = range(len(fine.pieces))
+        with np.errstate(all="ignore"):
+            for i in everyone:
+                rough.currents(i)
+            for _ in range(self.rough):
+                rough.down()
+                for i in everyone:
+                    rough.up(i)
+                    rough.currents(i)
+            for now, then in zip(fine.voltage, rough.voltage, strict=True):
+                now[:] = then
+            lost = self._polish()
+            if len(lost):
+                # Single precision may have led astray what double precision can solve.
+                self._start(fine, np.hypot(*fine.source.reshape(2, -1, self.size)).mean(axis=0))
+                lost = self._polish()
+        return lost
+
+    def _polish(self) -> NDArray[np.intp]:
+        fine = self._double
+        everyone = range(len(fine.pieces))
+        change = np.zeros(self.size)
+        for step in range(1, STEPS_MAX + 1):
+            for i in everyone:
+                fine.currents(i)
+            fine.down()
+            fine.voltage, fine.before = fine.before, fine.voltage
+            for i in everyone:
+                fine.up(i)
+            if step == 1 and everyone:
+                continue  # what single precision could not see is still in this change
+            change = fine.change()
+            worst = change.max(initial=0.0)
+            if worst <= TOLERANCE_PU:
+                if step > 2:
+                    self.rough = min(self.rough + 1, _ROUGH_MAX)
+                elif worst < TOLERANCE_PU / 100:
+                    self.rough = max(self.rough - 1, 1)
+                return np.zeros(0, np.intp)
+            if np.isnan(worst) and np.isnan(change).all():
+                break
+        return np.flatnonzero(~(change <= TOLERANCE_PU))
+
+    def collect(self, sums: Array, voltage: Array | None) -> None:
+        """Into ``sums`` (4, C): all losses, transformers' under load, without, and the power drawn from the source."""
+        placed, fine = self.placed, self._double
+        loss, series, no_load, head = sums
+        for i, piece in enumerate(placed.pieces):
+            given = fine.given[i]
+            if piece.above < 0:
+                drawn = piece.backward @ given[: piece.backward.shape[1]] + piece.norton @ fine.source
+                head += (drawn * fine.source).sum(axis=0)
+            if len(piece.voltages):
+                at = piece.voltages @ given
+                series += (at * (piece.series @ given)).sum(axis=0)
+                no_load += (at * (piece.no_load @ given)).sum(axis=0)
+            if voltage is None:
+                continue
+            m = _ports(piece)
+            re_im = fine.voltage[i][: 2 * m].reshape(2, m, self.size)
+            voltage[placed.port_rows[piece.ports]] = _magnitude(re_im)
+            if len(piece.other_rows):
+                voltage[piece.other_rows] = _magnitude((piece.others @ given).reshape(2, -1, self.size))
+        loss[:] = head - fine.active.sum(axis=0)
+        head += self._drawn_at_source
+
+
+def _magnitude(re_im: Array) -> Array:
+    square: Array = re_im[0] * re_im[0]
+    square += re_im[1] * re_im[1]
+    np.sqrt(square, out=square)
+    return square
+
+
+def technical_loss(
+    network: Network,
+    column: NDArray[np.intp],
+    drawn_wh: Array,
+    drawn_varh: Array,
+    interval_h: float,
+    source_pu: Array | float = 1.0,
+) -> Array:
+    """Wh lost in wires and transformers per interval.
+
+    column: (M,) node of each meter.  drawn_wh, drawn_varh: (T, M) import less export; varh NaN: power factor 0.95.
+    source_pu: (T,) or one voltage magnitude at the source.
+    Returns (T,) Wh. Load is taken as even within an interval, which is a little less than was really lost.
+    """
+    reactive = np.where(np.isnan(drawn_varh), np.abs(drawn_wh) * TAN_PHI, drawn_varh)
+    placed = place(network, [network.nodes[i] for i in column])
+    flow = solve(placed, drawn_wh.T / interval_h, reactive.T / interval_h, source_pu, voltages=False)
+    return flow.loss_w * interval_h
