@@ -21,6 +21,7 @@ class Fault:
     kind: str
     stolen_wh: float
     since: np.datetime64
+    supplied_from: str = ""  # of a wrong area: the area that feeds it
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,9 @@ def read_truth(path: Path) -> dict[str, Fault]:
                 try:
                     since = datetime.fromisoformat(row["since"])
                     since = since if since.tzinfo is None else since.astimezone(UTC).replace(tzinfo=None)
-                    fault = Fault(row["meter_id"], row["kind"], float(row["stolen_wh"]), np.datetime64(since, "us"))
+                    at = np.datetime64(since, "us")
+                    fed = row.get("supplied_from") or ""
+                    fault = Fault(row["meter_id"], row["kind"], float(row["stolen_wh"]), at, fed)
                 except ValueError as error:
                     problems.append(f"{path}:{reader.line_num}: {error}")
                     continue
@@ -91,15 +94,10 @@ def score(runs: Sequence[AreaRun], truth: dict[str, Fault], time: NDArray[np.dat
     scores, faulty_all, precision, since_error, covered, right = [], [], [], [], [], []
     confusion: dict[str, dict[str, int]] = {}
     named = named_right = 0
-    # A meter booked in the wrong area is in two balances, and the truth does not say which the other one is.
-    moved = any(fault.kind == "wrong_area" for fault in truth.values())
+    hidden = _hidden(truth, {name: area.area_id for area in runs for name in area.customers})
     for area in runs:
-        faults = [truth[name] for name in area.customers if name in truth]
-        # A meter booked in the wrong area hides nothing from its true book; whose that is, this file does not say.
-        if area.technical_wh is not None and not any(
-            f.kind == "wrong_area" for f in truth.values() if f.meter_id in book
-        ):
-            of_area.append((sum(f.stolen_wh for f in faults), area.rest_wh, area.rest_sd_wh))
+        if area.technical_wh is not None and hidden is not None:
+            of_area.append((hidden.get(area.area_id, 0.0), area.rest_wh, area.rest_sd_wh))
         found = area.suspects
         if found is None:
             continue
@@ -138,6 +136,24 @@ def score(runs: Sequence[AreaRun], truth: dict[str, Fault], time: NDArray[np.dat
         named_right=named_right,
         confusion=confusion,
     )
+
+
+def _hidden(truth: dict[str, Fault], book: dict[str, str]) -> dict[str, float] | None:
+    """Wh that each area's balance misses; None when a wrong area's other side is not known."""
+    hidden: dict[str, float] = {}
+    for fault in truth.values():
+        area = book.get(fault.meter_id)
+        if area is None:
+            continue
+        if fault.kind == "wrong_area":
+            if not fault.supplied_from:
+                return None
+            # Booked here and fed from there: too much is delivered here, and too little there.
+            hidden[area] = hidden.get(area, 0.0) - fault.stolen_wh
+            hidden[fault.supplied_from] = hidden.get(fault.supplied_from, 0.0) + fault.stolen_wh
+        else:
+            hidden[area] = hidden.get(area, 0.0) + fault.stolen_wh
+    return hidden
 
 
 def _round(value: float | None) -> float | None:
