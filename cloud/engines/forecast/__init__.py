@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.engines.forecast.blocks import Blocks
-from cloud.engines.forecast.first import DAYS_MIN
+from cloud.engines.forecast.ensemble import mix, weigh
 from cloud.engines.forecast.inputs import LEVELS, Array, Forecasts, Inputs
 from cloud.engines.forecast.members import DEFAULT, MEMBERS
+from cloud.engines.forecast.quantiles import offsets
 
 __all__ = [
     "DAYS_MIN",
@@ -30,6 +31,8 @@ __all__ = [
 
 MODEL: Final = "ensemble"
 MODEL_VERSION: Final = "2"
+DAYS_MIN: Final = 3
+_CELLS: Final = 1_000_000  # of history that are worked on at a time, about 1 GB
 _ROLLED: Final = 56  # origins before the first one, from whose errors weights and quantiles are learnt
 
 
@@ -51,29 +54,32 @@ def forecast(
     if unknown := sorted(set(members) - set(MEMBERS)):
         raise ValueError(f"members: {', '.join(MEMBERS)} expected, got {', '.join(unknown)}")
     blocks = Blocks.cut(inputs, origins, horizon)
+    series = inputs.load.shape[0]
+    size = max(1, _CELLS // (blocks.load.shape[0] * blocks.steps_per_day))
+    parts = [_forecast(blocks.of(slice(at, at + size)), horizon, members, levels) for at in range(0, series, size)]
+    return Forecasts(
+        np.concatenate([part.point for part in parts], axis=1),
+        np.concatenate([part.quantiles for part in parts], axis=1),
+        {name: np.concatenate([part.weights[name] for part in parts], axis=1) for name in members},
+    )
+
+
+def _forecast(blocks: Blocks, horizon: int, members: Sequence[str], levels: Sequence[float]) -> Forecasts:
     last = int(blocks.origins[-1])
-    first = max(1, int(blocks.origins[0]) - _ROLLED)
+    first = int(blocks.origins[0])
+    first -= min(_ROLLED, first // 2)
+    _, series, steps = blocks.load.shape
     guesses = np.stack([MEMBERS[name](blocks, first, last) for name in members])  # (M, E, K, S, N)
-    count, series = len(blocks.origins), inputs.load.shape[0]
-    nothing = ~np.isfinite(blocks.load).any(axis=(0, 2))
-    point = guesses.mean(axis=0)
-    steps = np.arange(blocks.ahead * blocks.steps_per_day)[:horizon]
-    chosen = np.empty((count, series, horizon))
-    bands = np.empty((count, series, horizon, len(levels)))
-    for at, origin in enumerate(blocks.origins):
-        flat = point[origin - first].transpose(1, 0, 2).reshape(series, -1)[:, steps]
-        chosen[at] = np.where(nothing[:, None], np.nan, flat)
-        errors = []
-        for lead in range(blocks.ahead):
-            made = np.arange(first, origin - lead)
-            missed = blocks.load[made + lead] - point[made - first, lead]
-            found = np.zeros((len(levels), *missed.shape[1:]))
-            if len(made):
-                known = np.isfinite(missed)
-                empty = np.logical_not(known.any(axis=0))
-                found = np.nanquantile(np.where(empty, 0.0, missed), levels, axis=0)
-            errors.append(found)
-        band = np.stack(errors, axis=2).reshape(len(levels), series, -1)[:, :, steps]
-        bands[at] = np.sort(chosen[at][..., None] + np.moveaxis(band, 0, -1), axis=-1)
-    share = np.full((count, series), 1 / len(members))
-    return Forecasts(chosen, bands, dict.fromkeys(members, share))
+    shares = weigh(blocks.load[first : last + 1, None] - guesses[:, :, 0].transpose(1, 0, 2, 3))
+    point = mix(guesses, shares)
+    asked = blocks.origins - first
+    bands = []
+    for lead in range(blocks.ahead):
+        errors = blocks.load[first + lead : last + lead + 1] - point[:, lead]
+        bands.append(offsets(errors, int(asked[0]), lead, levels)[asked - asked[0]])
+    nothing: NDArray[np.bool_] = np.all(np.isnan(blocks.load), axis=(0, 2))
+    chosen = point[asked].transpose(0, 2, 1, 3).reshape(len(asked), series, -1)[:, :, :horizon]
+    chosen = np.where(nothing[:, None], np.nan, chosen)
+    band = np.stack(bands, axis=2).reshape(len(asked), series, blocks.ahead * steps, -1)[:, :, :horizon]
+    quantiles = np.sort(chosen[..., None] + band, axis=-1)
+    return Forecasts(chosen, quantiles, {name: shares[asked, at] for at, name in enumerate(members)})

@@ -4,7 +4,7 @@ Seen from an origin at the start of block o everything is simple whatever the ho
 the forecast is of blocks o, o + 1 … o + K - 1.  Rows of a regression are blocks; a fit is updated by one at a time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,10 @@ class Blocks:
     @property
     def steps_per_day(self) -> int:
         return int(self.load.shape[2])
+
+    def of(self, series: slice) -> "Blocks":
+        """The same of some series."""
+        return replace(self, load=self.load[:, series], filled=self.filled[:, series])
 
     @classmethod
     def cut(cls, inputs: Inputs, origins: NDArray[np.int64], horizon: int) -> "Blocks":

@@ -15,7 +15,8 @@ MINUTES_PER_DAY: Final = 1440
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """S series, T steps of history and what follows it; W weather columns; D local days that the T steps cover.
+    """S series, T steps of history and what follows it; W weather columns; D local days, at least those
+    that the T steps cover.
 
     load: (S, T) any unit, NaN where missing or not yet measured.
     start: [m] local standard time of step 0, which is 00:00 of a day (pad with NaN).
@@ -48,8 +49,8 @@ class Inputs:
         steps, day = self.load.shape[1], self.steps_per_day
         days = -(-steps // day)
         for name in ("day_kind", "holiday", "holiday_day"):
-            if (got := getattr(self, name).shape) != (days,):
-                raise ValueError(f"{name}: one value for each of {days} days expected, got shape {got}")
+            if (got := getattr(self, name).shape)[0] < days:
+                raise ValueError(f"{name}: one value for each of at least {days} days expected, got {got[0]}")
         if self.weather.shape != (len(self.weather_lead), steps):
             expected = (len(self.weather_lead), steps)
             raise ValueError(

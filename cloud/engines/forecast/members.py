@@ -8,25 +8,29 @@ from typing import Final
 
 import numpy as np
 
-from cloud.engines.forecast.blocks import HOLIDAY, KINDS, Blocks
+from cloud.engines.forecast.blocks import Blocks
+from cloud.engines.forecast.features import WEEK, calendar, lags, usual, weather, weeks
 from cloud.engines.forecast.inputs import Array
 from cloud.engines.forecast.recursive import rolling_ridge
+from cloud.engines.forecast.structure import structure
+from cloud.engines.forecast.weather import seen as look
 
 Member = Callable[[Blocks, int, int], Array]
-WEEK = 7
-_RIDGE: Final = 20.0  # as many days of evidence against leaving the usual day
+_RIDGE: Final = 60.0  # as many days of evidence against leaving the usual day
+_LOCAL: Final = 100.0  # against leaving what all series have in common
+_POOL: Final = 50.0
 
 
 def naive7(blocks: Blocks, first: int, last: int) -> Array:
     """The latest known block of the same weekday."""
-    return _each(blocks, first, last, lambda target, lead: lagged(blocks, target, _weeks(lead)))
+    return _each(blocks, first, last, lambda target, lead: lagged(blocks, target, weeks(lead)))
 
 
 def mean4(blocks: Blocks, first: int, last: int) -> Array:
     """Mean of the latest four known blocks of the same weekday."""
 
     def mean(target: int, lead: int) -> Array:
-        found: Array = np.mean([lagged(blocks, target, _weeks(lead) + WEEK * i) for i in range(4)], axis=0)
+        found: Array = np.mean([lagged(blocks, target, weeks(lead) + WEEK * i) for i in range(4)], axis=0)
         return found
 
     return _each(blocks, first, last, mean)
@@ -34,48 +38,58 @@ def mean4(blocks: Blocks, first: int, last: int) -> Array:
 
 def ridge(blocks: Blocks, first: int, last: int) -> Array:
     """One ridge per series and step of the day on lags, calendar and weather, refit daily."""
+    return _regress(blocks, first, last, _RIDGE, None, kernel=False)
+
+
+def pooled(blocks: Blocks, first: int, last: int) -> Array:
+    """The same, but pulled to what all series have in common."""
+    return _regress(blocks, first, last, _LOCAL, _POOL, kernel=False)
+
+
+def kernel(blocks: Blocks, first: int, last: int) -> Array:
+    """Non-linear in weather and calendar; what that missed lately is corrected by a ridge as above."""
+    return _regress(blocks, first, last, _LOCAL, _POOL, kernel=True)
+
+
+def change(blocks: Blocks, first: int, last: int) -> Array:
+    """As kernel, but how load differs from the usual day by how weather and calendar do."""
+    return _regress(blocks, first, last, _LOCAL, _POOL, kernel=True, change=True)
+
+
+def _regress(
+    blocks: Blocks,
+    first: int,
+    last: int,
+    penalty: float,
+    pool: float | None,
+    *,
+    kernel: bool,
+    change: bool = False,
+) -> Array:
     scale = np.mean(np.abs(blocks.filled[:first]), axis=(0, 2))
     scale = np.where(scale > 0, scale, 1.0)
+    load = blocks.filled / scale[:, None]
     parts = []
     for lead in range(blocks.ahead):
-        usual, x = _features(blocks, lead, scale)
-        count, series, steps = usual.shape
-        y = (blocks.load / scale[:, None] - usual).transpose(1, 2, 0).reshape(-1, count)
-        x = x.transpose(1, 2, 0, 3).reshape(len(y), count, -1)
-        penalty = _RIDGE * (np.mean(x[:, :first] ** 2, axis=1) + 1e-4)
-        found = rolling_ridge(x, y, first, last, lead, penalty).reshape(series, steps, -1).transpose(2, 0, 1)
-        parts.append((found + usual[first + lead : last + lead + 1]) * scale[:, None])
+        seen = look(blocks, lead, first)
+        ordinary = usual(load, lead)
+        base = ordinary
+        columns = []
+        if kernel:
+            base = structure(blocks, lead, first, scale, change=change)
+            columns = lags(load, np.nan_to_num(base), lead)
+            columns += [ordinary - np.nan_to_num(base)]
+        columns += lags(load, ordinary, lead) if not kernel else []
+        columns += calendar(blocks, lead) + ([] if kernel else weather(seen, lead))
+        shape = base.shape
+        x = np.empty((shape[1], shape[2], shape[0], len(columns) + 1))
+        x[..., 0] = 1
+        for at, column in enumerate(columns, 1):
+            x[..., at] = np.broadcast_to(column, shape).transpose(1, 2, 0)
+        y = (blocks.load / scale[:, None] - base).transpose(1, 2, 0)
+        found = rolling_ridge(x, y, first, last, lead, penalty, pool)
+        parts.append((found + base[first + lead : last + lead + 1]) * scale[:, None])
     return np.stack(parts, axis=1)
-
-
-def _features(blocks: Blocks, lead: int, scale: Array) -> tuple[Array, Array]:
-    """The usual day (B, S, N) of each block and features (B, S, N, F), as known `lead` blocks before it."""
-    load = blocks.filled / scale[:, None]
-    shape = load.shape
-
-    def back(days: int) -> Array:
-        return load[np.maximum(np.arange(shape[0]) - days, 0)]
-
-    week = np.mean([back(lead + 1 + i) for i in range(WEEK)], axis=0)
-    same = np.mean([back(_weeks(lead) + WEEK * i) for i in range(4)], axis=0)
-    usual = (week + same) / 2
-    latest = back(lead + 1)
-    columns = [np.ones(shape), latest - usual, back(lead + 2) - usual, week - usual]
-    columns += [back(_weeks(lead)) - usual, back(_weeks(lead) + WEEK) - usual]
-    columns += [np.broadcast_to((latest - week).mean(axis=2, keepdims=True), shape)]
-    columns += [np.broadcast_to((latest - week)[:, :, -1:], shape)]
-    columns += [np.broadcast_to((blocks.kind == kind)[:, None], shape).astype(float) for kind in range(KINDS)]
-    columns += [
-        np.broadcast_to((blocks.kind[np.maximum(np.arange(shape[0]) - lead - 1, 0)] == HOLIDAY)[:, None], shape)
-    ]
-    angle = 2 * np.pi * blocks.yearday / 365.25
-    columns += [np.broadcast_to(wave[:, None], shape) for wave in (np.sin(angle), np.cos(angle))]
-    return usual, np.stack(columns, axis=-1)
-
-
-def _weeks(lead: int) -> int:
-    """Days back from a block `lead` ahead to the latest known one of its weekday."""
-    return WEEK * -(-(lead + 1) // WEEK)
 
 
 def lagged(blocks: Blocks, target: int, days: int) -> Array:
@@ -89,5 +103,12 @@ def _each(blocks: Blocks, first: int, last: int, guess: Callable[[int, int], Arr
     return np.stack([np.stack([guess(origin + lead, lead) for lead in ahead]) for origin in range(first, last + 1)])
 
 
-MEMBERS: Final[Mapping[str, Member]] = {"naive7": naive7, "mean4": mean4, "ridge": ridge}
-DEFAULT: Final = ("naive7", "mean4", "ridge")
+MEMBERS: Final[Mapping[str, Member]] = {
+    "naive7": naive7,
+    "mean4": mean4,
+    "ridge": ridge,
+    "pooled": pooled,
+    "kernel": kernel,
+    "change": change,
+}
+DEFAULT: Final = ("mean4", "ridge", "pooled", "kernel", "change")

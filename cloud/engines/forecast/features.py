@@ -1,0 +1,74 @@
+"""What the ridges see of each block: lags, levels, calendar and weather, all less a base that needs no learning."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cloud.engines.forecast.blocks import HOLIDAY, KINDS, Blocks
+from cloud.engines.forecast.inputs import Array
+from cloud.engines.forecast.weather import Weather
+
+WEEK = 7
+
+
+def weeks(lead: int) -> int:
+    """Days back from a block `lead` ahead to the latest known one of its weekday."""
+    return WEEK * -(-(lead + 1) // WEEK)
+
+
+def back(values: NDArray[Any], days: int) -> NDArray[Any]:
+    """Values (B, …) so many blocks before each; those of the first where there are none."""
+    found: NDArray[Any] = values[np.maximum(np.arange(len(values)) - days, 0)]
+    return found
+
+
+def usual(load: Array, lead: int) -> Array:
+    """The usual day (B, S, N) of each block: between the last week and the same weekdays."""
+    week = _mean([back(load, lead + 1 + i) for i in range(WEEK)])
+    same = _mean([back(load, weeks(lead) + WEEK * i) for i in range(4)])
+    return (week + same) / 2
+
+
+def _mean(values: list[Array]) -> Array:
+    total = values[0].copy()
+    for value in values[1:]:
+        total += value
+    return total / len(values)
+
+
+def lags(load: Array, base: Array, lead: int) -> list[Array]:
+    """How the load lately differed from a base (B, S, N) that is forecast at the same lead."""
+    steps = load.shape[2]
+    hours = max(1, steps // 24)
+    less = load - base
+    latest, earlier = back(less, lead + 1), back(less, lead + 2)
+    week = _mean([back(less, lead + 1 + i) for i in range(WEEK)])
+    wide = np.ones(steps)
+    columns = [latest, earlier, week, back(less, weeks(lead)), back(less, weeks(lead) + WEEK)]
+    columns += [latest.mean(axis=2, keepdims=True) * wide, earlier.mean(axis=2, keepdims=True) * wide]
+    columns += [latest[:, :, -hours:].mean(axis=2, keepdims=True) * wide]
+    columns += [latest[:, :, -6 * hours :].mean(axis=2, keepdims=True) * wide]
+    columns += [back(less, weeks(lead)).mean(axis=2, keepdims=True) * wide]
+    return columns
+
+
+def calendar(blocks: Blocks, lead: int) -> list[Array]:
+    """(B, 1, N) each: kind of day, of the latest known day, and season."""
+    before = back(blocks.kind, lead + 1)
+    columns = [blocks.kind == kind for kind in range(KINDS)]
+    columns += [before == HOLIDAY, (before >= 5) & (before <= HOLIDAY)]
+    angle = 2 * np.pi * blocks.yearday / 365.25
+    return [column[:, None].astype(float) for column in (*columns, np.sin(angle), np.cos(angle))]
+
+
+def weather(seen: Weather, lead: int) -> list[Array]:
+    """(B, 1, N) each: now and felt, squared, and how much that differs from the latest known day."""
+    columns: list[Array] = []
+    for group in range(seen.now.shape[1]):
+        now = seen.now[:, group : group + 1]
+        columns += [now, now - back(now, lead + 1)]
+        if seen.now.shape[1] <= 4:
+            felt = seen.felt[0][:, group : group + 1]
+            columns += [now**2, felt, felt**2, now**2 - back(now, lead + 1) ** 2]
+    return columns
