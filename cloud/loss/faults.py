@@ -49,7 +49,7 @@ def between(step: npt.NDArray[np.int64], hours: tuple[int, int]) -> npt.NDArray[
 
 
 def resplit(shares: Array, phase: int, size: float) -> Array:
-    """Phase shares (T, 3) in which `phase` has `size` of the energy on average: what that phase missing will take away."""
+    """Phase shares (T, 3) in which `phase` has `size` of the energy on average, to be lost with it."""
     mean = float(shares[:, phase].mean())
     weighted = shares.copy()
     weighted[:, phase] *= size * (1 - mean) / ((1 - size) * mean)
@@ -104,7 +104,7 @@ def measure(
 ) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
     """What meters read of the true energies `net` (T, M) Wh: (imported, exported (T, M) Wh, present (T, M)).
 
-    Gain, clock offset, rounded registers, intervals missing at random, and a gap of six hours for the whole area each week.
+    Gain, clock offset, rounded registers, intervals missing at random, and six hours of the whole area each week.
     `supply`: (M,) which are supply meters; gains=False leaves the gain errors out.
     """
     steps, count = net.shape

@@ -21,7 +21,7 @@ DAILY_SPREAD = (0.45, 0.5, 0.4)  # of the logarithm
 
 @dataclass(frozen=True, slots=True)
 class Profiles:
-    """load_wh, pv_wh: (T, N) Wh in each interval; kind: (N,) household, shop or workshop; phase_share: (T, N, 3) adds up to 1."""
+    """load_wh, pv_wh: (T, N) Wh in each interval; kind: (N,) HOUSEHOLD ...; phase_share: (T, N, 3) adds up to 1."""
 
     load_wh: Array
     pv_wh: Array
@@ -135,7 +135,7 @@ def draw(
 
 
 def pv(rng: np.random.Generator, daily_wh: Array, start: np.datetime64, days: int) -> Array:
-    """(T, N) Wh of roof PV, sized 0.5-1.5 of each owner's daily use; one sky for the area, an own shade for each roof."""
+    """(T, N) Wh of roof PV, sized 0.5-1.5 of each owner's daily use, under one sky for the area."""
     first_day = int((start.astype("datetime64[D]") - start.astype("datetime64[Y]")).astype(int))
     _, clear = weather(rng, days, first_day)
     hour = np.arange(STEPS_OF_DAY) / 4.0

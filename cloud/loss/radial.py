@@ -1,7 +1,7 @@
-"""A radial low-voltage area drawn at random: one 10/0.4 kV transformer, feeders with poles, a service line to each customer.
+"""A radial low-voltage area drawn at random: a 10/0.4 kV transformer, feeders with poles, services to customers.
 
-Numbers are those of ordinary urban overhead networks: 95 mm² aluminium bundles (0.32 Ω/km), 16 mm² services (1.91 Ω/km),
-three-phase services of 35 mm² (0.868 Ω/km), S11 transformers (GB/T 6451: no-load and load loss by rating).
+Numbers are those of ordinary urban overhead networks: 95 mm² aluminium bundles (0.32 Ω/km), services of 16 mm²
+(1.91 Ω/km), with three phases 35 mm² (0.868 Ω/km); S11 transformers (GB/T 6451: no-load and load loss by rating).
 """
 
 from dataclasses import dataclass
@@ -95,5 +95,6 @@ def draw(rng: np.random.Generator, area: str, phase: npt.NDArray[np.int64], aver
         np.array([end[0] for end in ends]), np.array([end[1] for end in ends]), np.array([end[2] for end in ends]),
         # The neutral is of the same section, so that zero sequence is one phase and three neutrals.
         r, x, 4 * r, 4 * x, rated,
-        f"{area}-tr", float(kva), 10_000.0, 400.0, float(TRANSFORMERS[kva][0]), float(TRANSFORMERS[kva][1]), IMPEDANCE_PERCENT,
+        f"{area}-tr", float(kva), 10_000.0, 400.0, float(TRANSFORMERS[kva][0]), float(TRANSFORMERS[kva][1]),
+        IMPEDANCE_PERCENT,
     )  # fmt: skip

@@ -23,6 +23,7 @@ from cloud.loss.profiles import STEPS_OF_DAY, Array
 
 FAULTY_SHARE, CHANGED_SHARE, PV_SHARE = 0.05, 0.15, 0.10
 CHANGE: Final = (-0.6, 0.6)
+START: Final = np.datetime64("2026-03-02", "D")
 TAN_PHI: Final = float(np.tan(np.arccos(0.95)))  # lagging
 THREE_PHASE_SHARE: Final = (0.06, 0.5, 1.0)  # of households, shops, workshops
 
@@ -40,7 +41,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Area:
-    """An area's truth and records. load_wh, pv_wh, recorded_wh: (T, N) Wh; technical_wh: (T,); fault per faulty customer."""
+    """An area's truth and its records before noise. recorded_wh: (T, N) Wh; supplied_wh, technical_wh: (T,) Wh."""
 
     area_id: str
     network: radial.AreaNetwork
@@ -56,7 +57,7 @@ def flow_loss(network: radial.AreaNetwork, node: npt.NDArray[np.int64], power_w:
     """Losses (T,) W of an area with loads (T, K, 3) W and var at `node` (K,), by power-grid-model."""
     try:
         import power_grid_model as pgm
-        from power_grid_model.errors import PowerGridBatchError
+        from power_grid_model.errors import PowerGridBatchError  # type: ignore[attr-defined]
     except ImportError as error:
         raise click.ClickException('the truth needs power-grid-model: pip install "gridloom[bench]"') from error
 
@@ -75,11 +76,13 @@ def flow_loss(network: radial.AreaNetwork, node: npt.NDArray[np.int64], power_w:
         line[name] = 0.0
     transformer = pgm.initialize_array("input", "transformer", 1)
     values = {
-        "id": 300_000, "from_node": 0, "to_node": 1, "from_status": 1, "to_status": 1, "u1": network.hv_v, "u2": network.lv_v,
+        "id": 300_000, "from_node": 0, "to_node": 1, "from_status": 1, "to_status": 1, "u1": network.hv_v,
+        "u2": network.lv_v,
         "sn": network.rated_kva * 1e3, "uk": network.impedance_percent / 100, "pk": network.load_loss_w,
         "i0": max(0.01, network.no_load_loss_w / network.rated_kva / 1e3), "p0": network.no_load_loss_w,
         "winding_from": pgm.WindingType.delta, "winding_to": pgm.WindingType.wye_n, "clock": 11,
-        "tap_side": pgm.BranchSide.from_side, "tap_pos": 0, "tap_min": -1, "tap_max": 1, "tap_nom": 0, "tap_size": network.hv_v / 40,
+        "tap_side": pgm.BranchSide.from_side, "tap_pos": 0, "tap_min": -1, "tap_max": 1, "tap_nom": 0,
+        "tap_size": network.hv_v / 40,
     }  # fmt: skip
     for name, value in values.items():
         transformer[name] = value
@@ -101,12 +104,12 @@ def flow_loss(network: radial.AreaNetwork, node: npt.NDArray[np.int64], power_w:
             symmetric=False,
             update_data={"asym_load": update},
             calculation_method=pgm.CalculationMethod.iterative_current,
-            output_component_types={"source": ["p"]},
+            output_component_types=[pgm.ComponentType.source],
             threading=-1,
         )
     except PowerGridBatchError as error:
         raise click.ClickException(
-            f"{network.transformer_id}: no power flow in {len(error.failed_scenarios)} steps: loads too large for the network"
+            f"{network.transformer_id}: no power flow in {len(error.failed_scenarios)} steps: loads too large"
         ) from error
     return np.asarray(result["source"]["p"].sum((1, 2)) - power_w.sum((1, 2)))
 
@@ -173,7 +176,7 @@ def generate(
     size: float | None = None,
     kinds: Sequence[str] = faults.KINDS,
     faulty_share: float = FAULTY_SHARE,
-    start: np.datetime64 = np.datetime64("2026-03-02"),
+    start: np.datetime64 = START,
     networks: Sequence[radial.AreaNetwork] | None = None,
     given: Array | None = None,
 ) -> list[Area]:
@@ -264,13 +267,13 @@ def _supply(rng: np.random.Generator, made: Sequence[Area], index: int) -> tuple
 
 
 def truth(made: Sequence[Area], start: np.datetime64) -> list[dict[str, Any]]:
-    """A row for each faulty customer. stolen_wh: all energy since the start that its book misses; over-billing is negative."""
+    """A row for each faulty customer. stolen_wh: what its book misses since the start; over-billing is negative."""
     rows: list[dict[str, Any]] = []
     for area in made:
         for fault in area.faults:
             true = (area.drawn.load_wh - area.drawn.pv_wh)[fault.first_step :, fault.customer]
             recorded = 0.0 if fault.kind == "wrong_area" else area.recorded_wh[fault.first_step :, fault.customer]
-            since = np.datetime64(start, "s") + np.timedelta64(900, "s") * fault.first_step
+            since = start.astype("datetime64[s]") + np.timedelta64(900, "s") * fault.first_step
             rows.append(
                 {
                     "meter_id": meter_id(area, fault.customer),
@@ -351,7 +354,7 @@ def read_networks(folder: Path) -> list[radial.AreaNetwork]:
                         float(row[name])
                         for name in ("rated_kva", "hv_v", "lv_v", "no_load_loss_w", "load_loss_w", "impedance_percent")
                     ),
-                )  # fmt: skip
+                )
             )
     if not found:
         raise click.ClickException(f"{folder}: no transformer feeds a node of kind customer")
@@ -359,7 +362,7 @@ def read_networks(folder: Path) -> list[radial.AreaNetwork]:
 
 
 def read_profiles(path: Path) -> Array:
-    """(T, K) Wh at 15 minutes from a parquet file with `time, meter_id, imported_wh`, gaps filled with the series' mean."""
+    """(T, K) Wh at 15 minutes from a parquet file with `time, meter_id, imported_wh`; gaps get the series' mean."""
     table = pq.read_table(path, columns=["time", "meter_id", "imported_wh"])
     time = pc.cast(table["time"], pa.timestamp("s", tz="UTC")).to_numpy().astype("datetime64[s]")
     step = (time - time.min()) // np.timedelta64(900, "s")
@@ -370,11 +373,11 @@ def read_profiles(path: Path) -> Array:
 
 
 def write(made: Sequence[Area], out: Path, *, seed: int, start: np.datetime64, gains: bool = True) -> None:
-    """The folder of FORMAT.md from areas, measured with the meters' noise; `truth.csv` and `truth_areas.csv` beside it."""
+    """The folder of FORMAT.md, measured with the meters' noise; `truth.csv` and `truth_areas.csv` beside it."""
     rng = np.random.default_rng((seed, 1))
     out.mkdir(parents=True, exist_ok=True)
     nodes, lines, transformers, meters, tables = [], [], [], [], []
-    time = np.datetime64(start, "us") + np.arange(len(made[0].supplied_wh)) * np.timedelta64(900_000_000, "us")
+    time = start.astype("datetime64[us]") + np.arange(len(made[0].supplied_wh)) * np.timedelta64(900_000_000, "us")
     for area in made:
         n = area.network
         for i, name in enumerate(n.node_id):
@@ -415,7 +418,10 @@ def write(made: Sequence[Area], out: Path, *, seed: int, start: np.datetime64, g
         }
         tables.append(pa.table(columns))
     _csv(out / "nodes.csv", "node_id,kind,phases,area_id", nodes)
-    columns_of_lines = "line_id,from_node,to_node,length_m,r_ohm_per_km,x_ohm_per_km,r0_ohm_per_km,x0_ohm_per_km,rated_current_a,phases"
+    columns_of_lines = (
+        "line_id,from_node,to_node,length_m,r_ohm_per_km,x_ohm_per_km,"
+        "r0_ohm_per_km,x0_ohm_per_km,rated_current_a,phases"
+    )
     _csv(out / "lines.csv", columns_of_lines, lines)
     _csv(
         out / "transformers.csv",
@@ -502,8 +508,8 @@ Copy and run:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def simulate(
-    out: Path, network: str, profiles_path: Path | None, areas: int, customers: int, days: int, difficulty: str, size: float | None,
-    kinds: tuple[str, ...], faulty_share: float, gains: bool, seed: int, start: Any, as_json: bool,
+    out: Path, network: str, profiles_path: Path | None, areas: int, customers: int, days: int, difficulty: str,
+    size: float | None, kinds: tuple[str, ...], faulty_share: float, gains: bool, seed: int, start: Any, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a network with measurements, faults and their truth.
 
@@ -512,7 +518,8 @@ def simulate(
     """
     first = np.datetime64(start.date(), "D")
     made = generate(
-        seed=seed, areas=areas, customers=customers, days=days, difficulty=difficulty, size=size, kinds=kinds or faults.KINDS,
+        seed=seed, areas=areas, customers=customers, days=days, difficulty=difficulty, size=size,
+        kinds=kinds or faults.KINDS,
         faulty_share=faulty_share, start=first, networks=None if network == "builtin" else read_networks(Path(network)),
         given=read_profiles(profiles_path) if profiles_path else None,
     )  # fmt: skip

@@ -2,14 +2,14 @@
 
 The balance of an area at time t, with customers i:
 
-    supplied - sum of x_i - technical = sum of g_i x_i + clocks + offset + noise + sum over faulty i of a_i u_ik(t) [t >= start_i]
+    supplied - sum x_i - technical = sum g_i x_i + clocks + offset + noise + sum of faults a_i u_ik(t) [t >= start_i]
 
-Gains g_i and clock offsets are small Gaussian unknowns with the spread that meters have; a fault of kind k is a template
-u_ik made of the customer's own record (its energy, its nights, the hours in which it stands still ...). Each
-(customer, kind, start) is weighed by its Bayes factor against "no fault", in closed form, all at once from cross products
-of days summed from the end. An honest change of load changes x_i and leaves the balance alone, so that it explains nothing
-here; only then the customer's own drop at the same start adds to its odds. Suspects are added one at a time, and each is
-weighed again beside the others in the end.
+Gains g_i and clock offsets are small Gaussian unknowns with the spread that meters have; a fault of kind k is a
+template u_ik made of the customer's own record (its energy, its nights, the hours in which it stands still ...). Each
+(customer, kind, start) is weighed by its Bayes factor against "no fault", in closed form, all at once from cross
+products of days summed from the end. An honest change of load changes x_i and leaves the balance alone, so that it
+explains nothing here; only then the customer's own drop at the same start adds to its odds. Suspects are added one at
+a time, and each is weighed again beside the others in the end.
 
 Method: Bayesian linear regression with marginal likelihoods (Bishop, Pattern Recognition and Machine Learning, 3.5);
 greedy inclusion as in orthogonal matching pursuit.
@@ -42,13 +42,13 @@ PRODUCTS_MAX: Final = 20_000_000  # cross products held at once: 160 MB
 EDGE_DAYS: Final = 7  # a start nearer to the end, or to the beginning, cannot be told from noise
 INTERMITTENT_DAYS: Final = 0.4
 CHOICE: Final = 1.4  # days chosen freely fit what is wrong with the model, too: their evidence counts for less
-NO_PAST_LOG_ODDS: Final = -5.0  # a fault from before the record cannot be told from a network known badly
+NO_PAST_LOG_ODDS: Final = -20.0  # a fault from before the record cannot be told from a network known badly
 INTERMITTENT_AMPLITUDES: Final = np.array([0.14, 0.3, 0.6, 1.0, 2.0])
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A kind of fault: its amplitude is normal around `mean` with `sd` (of the template's unit); sign: +1, -1 side only."""
+    """A kind of fault: its amplitude is normal around `mean` with `sd`, on the side of `sign` (+1, -1) only."""
 
     kind: str
     share: float
@@ -76,8 +76,9 @@ KINDS: Final = tuple(t.kind for t in TEMPLATES)
 class AreaBalance:
     """An area over T steps of whole local days and its M customers.
 
-    supplied_wh: (T,) net Wh, NaN where not computable. customer_wh: (T, M) net Wh, gaps filled; customer_sd_wh: (T, M) sd of
-    what was filled, 0 where measured, or None. technical_wh: (T,) Wh, or None: then fitted. Classes: accuracy in percent.
+    supplied_wh: (T,) net Wh, NaN where not computable. customer_wh: (T, M) net Wh, gaps filled; customer_sd_wh: (T, M)
+    sd of what was filled, 0 where measured, or None. technical_wh: (T,) Wh, or None: then fitted. Gains: relative sd of
+    the meters' constant errors. first_step_of_day: local steps past midnight at T = 0.
     """
 
     supplied_wh: Array
@@ -92,7 +93,9 @@ class AreaBalance:
 
 @dataclass(frozen=True, slots=True)
 class Suspects:
-    """Of an area's M customers. score: log odds of a fault; named: worth a visit; since_step: step of its start (-1 if none)."""
+    """Of an area's M customers. score: (M,) log odds of a fault; named: worth a visit; since_step: step of its start;
+    stolen_wh: energy its book misses since then, negative where more is recorded than used, with its 80 % interval.
+    """
 
     score: Array
     kind: tuple[str, ...]
@@ -185,13 +188,14 @@ class _Problem:
         past = max(self.days // 3, 7)
         used = np.maximum(x, 0)
         slot = used[: past * per_day].reshape(past, per_day, count).mean(0)
-        slot = sum(k * np.roll(slot, i - 2, axis=0) for i, k in enumerate((1 / 9, 2 / 9, 3 / 9, 2 / 9, 1 / 9)))
+        kernel = np.array([1, 2, 3, 2, 1]) / 9
+        slot = np.tensordot(kernel, np.stack([np.roll(slot, i - 2, axis=0) for i in range(5)]), axes=1)
         # Standing still: nothing at all for two hours or longer.
         still = np.abs(x) < 5
         length = max(2 * per_day // 24, 1)
         view = np.lib.stride_tricks.sliding_window_view
         runs = view(np.pad(still, ((length - 1, length - 1), (0, 0))), length, axis=0).all(-1)
-        still = view(runs, length, axis=0).any(-1)
+        standing = view(runs, length, axis=0).any(-1)
         late = used[2 * self.days // 3 * per_day :]
         mean = np.maximum(slot.mean(0), 1.0)
         # Weekdays of the past, drawn to their mean: four of each are few.
@@ -205,7 +209,12 @@ class _Problem:
         times, excess = (over > 0).sum(0).astype(float), over.sum(0)
         overall = excess.sum(0) / np.maximum(times.sum(0), 1)
         near = per_day // 12
-        window = sum((np.roll(np.stack([times, excess]), i, axis=1) for i in range(-near, near + 1)), np.zeros((2, per_day, count)))
+        window = sum(
+            (np.roll(np.stack([times, excess]), i, axis=1) for i in range(-near, near + 1)),
+            np.zeros((2, per_day, count)),
+        )
+        # A ceiling that cuts is reached often; peaks of life thin out towards their highest.
+        ceiling_reached = (late >= 0.97 * ceiling - 5).mean(0)
         cut = (window[1] + 3 * overall) / (window[0] + 3)
         by_kind = {
             "scaled": used,
@@ -213,7 +222,7 @@ class _Problem:
             "peak": used * _inside(step, PEAK, per_day)[:, None],
             "cap": (used >= 0.97 * ceiling - 5) * np.tile(np.maximum(cut, 0.05 * mean), (self.days, 1)),
             "subtract": np.where(used >= 5, 1.0, 0.6) * mean,
-            "stopped": self.expected * still,
+            "stopped": self.expected * standing,
             "intermittent": used,
             "ct_ratio": used,
             "wrong_area": x,
@@ -230,6 +239,8 @@ class _Problem:
         self.sign = np.where(inward, 1, np.array([t.sign for t in TEMPLATES])[self.kind])
         share = np.array([t.share for t in TEMPLATES])[self.kind]
         self.prior = np.log(np.where(inward, share / max(foreign, 1), share))
+        flat = np.clip(6 * np.log(np.maximum(ceiling_reached, 1e-3) / 0.012), -12.0, 4.0)
+        self.prior[self.kind == KINDS.index("cap")] += flat
         alive = (self.u != 0).any(0)
         self.prior[~alive] = -np.inf
 
@@ -253,7 +264,7 @@ class _Problem:
         return np.asarray(product[::-1].cumsum(0)[::-1])
 
     def _own_past(self) -> None:
-        """Per start and candidate: mean of the customer's record before and after in the kind's hours, and its variance."""
+        """How each candidate's record changes at each start, in the kind's hours, and the variance of that."""
         per_day, days = self.per_day, self.days
         hours = np.stack(
             [
@@ -328,7 +339,10 @@ class _Active:
 
 @dataclass(slots=True)
 class _Weighed:
-    """(S, C): log odds (balance + own + prior), amplitude, its sd, the energy it applies to; days: (D, M) chance that an intermittent fault was on."""
+    """(S, C): log odds (balance + own + prior), amplitude, its sd, the energy it applies to.
+
+    days_on: (D, M) chance that an intermittent fault was on.
+    """
 
     log_odds: Array
     amplitude: Array
@@ -358,7 +372,7 @@ def _weigh(problem: _Problem, active: Sequence[_Active]) -> _Weighed:
         n, q = n - beside @ more, q - np.einsum("sca,sca->sc", beside, beside)
         extra = inverse.T @ more
         left = left - v @ extra + z @ (problem.inverse.T @ (shared @ extra))
-    # Days that are further off than quarter hours explain: the model is wrong in slow ways, and evidence counts for less.
+    # Days are further off than quarter hours explain where the model is wrong in slow ways: evidence counts for less.
     day = (problem.days, problem.per_day)
     daily = (weight * left).reshape(day).sum(1) / np.sqrt(np.maximum(weight.reshape(day).sum(1), 1e-12))
     slow = max(1.0, float(np.mean(np.sort(daily**2)[: int(0.9 * len(daily))])) / 0.66)
@@ -375,7 +389,7 @@ def _weigh(problem: _Problem, active: Sequence[_Active]) -> _Weighed:
     amplitude = np.where(amplitude * problem.sign > 0, amplitude, 0.0)
     sd = 1 / np.sqrt(precision)
 
-    # Intermittent: each day from the start on has the fault or has not; the sum over all choices is a product over days.
+    # Intermittent: each day from the start on has the fault or not; the sum over all choices is a product over days.
     one = np.flatnonzero(problem.kind == KINDS.index("intermittent"))
     by_day = (problem.days, problem.per_day, len(one))
     u = problem.u[:, one]
@@ -416,7 +430,7 @@ def _customer_odds(problem: _Problem, log_odds: Array) -> Array:
     best = logsumexp(log_odds, axis=0)
     odds = np.full(people, -np.inf)
     np.logaddexp.at(odds, problem.customer, best)
-    return odds + np.log(FAULTY_SHARE / (1 - FAULTY_SHARE))
+    return np.asarray(odds + np.log(FAULTY_SHARE / (1 - FAULTY_SHARE)))
 
 
 @dataclass(slots=True)
@@ -455,7 +469,10 @@ def _search(problem: _Problem) -> _Found:
         without = _weigh(problem, [a for a in active if a is not one])
         mine_columns = np.flatnonzero(problem.customer == problem.customer[one.candidate])
         for target, source in (
-            (log_odds, without.log_odds), (amplitude, without.amplitude), (sd, without.amplitude_sd), (energy, without.energy)
+            (log_odds, without.log_odds),
+            (amplitude, without.amplitude),
+            (sd, without.amplitude_sd),
+            (energy, without.energy),
         ):  # fmt: skip
             target[:, mine_columns] = source[:, mine_columns]
         best = np.unravel_index(
@@ -475,8 +492,8 @@ def localise(areas: Sequence[AreaBalance]) -> list[Suspects]:
     for number, area in enumerate(areas):
         if area.customer_wh.ndim != 2 or area.supplied_wh.shape != area.customer_wh.shape[:1]:
             raise ValueError(
-                f"area {number}: supplied {area.supplied_wh.shape} and customers {area.customer_wh.shape} do not match: "
-                "(T,) and (T, M) expected"
+                f"area {number}: supplied {area.supplied_wh.shape} and customers {area.customer_wh.shape}: "
+                "(T,) and (T, M) of one T expected"
             )
     problems = [_Problem(area, np.zeros((len(area.supplied_wh), 0))) for area in areas]
     found = [_search(problem) for problem in problems]
@@ -498,7 +515,7 @@ def _strangers(problem: _Problem, found: _Found) -> Index:
     wrong = problem.kind == KINDS.index("wrong_area")
     odds = logsumexp(found.log_odds[:, wrong], axis=0)
     order = np.argsort(-odds)[:STRANGERS_MAX]
-    return problem.customer[wrong][order[odds[order] > 0]]
+    return np.asarray(problem.customer[wrong][order[odds[order] > 0]])
 
 
 def _tell(problem: _Problem, found: _Found) -> Suspects:
@@ -524,9 +541,9 @@ def _tell(problem: _Problem, found: _Found) -> Suspects:
         kinds.append(name)
         since[c] = problem.first + day * per_day
         evidence.append(_words(problem, c, name, day, float(score[c]), float(stolen[c])))
-    # The same energy cannot be lost less than not at all by a fault that takes, nor by more than the kind's sign says.
     return Suspects(
-        score, tuple(kinds), since, stolen, stolen - Z80 * spread, stolen + Z80 * spread, score >= NAMED_LOG_ODDS, tuple(evidence)
+        score, tuple(kinds), since, stolen, stolen - Z80 * spread, stolen + Z80 * spread,
+        score >= NAMED_LOG_ODDS, tuple(evidence),
     )  # fmt: skip
 
 
