@@ -10,10 +10,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from cloud import pictures
 from cloud.engines.loss.balance import STATES, Balance, Errors, Limits
 from cloud.loss import run as engine
 from cloud.loss import scores
 from cloud.loss.folder import Folder, FolderError, read
+from cloud.loss.plot import draw, load
 from cloud.loss.run import AreaRun, Options
 from cloud.loss.simulate import simulate
 from cloud.progress import progress
@@ -26,7 +28,7 @@ _VISITS_MAX: Final = 20  # printed; the file has all
 Copy and run:
   gridloom loss simulate --out sim0 --seed 0
   gridloom loss run --network sim0 --out found0 --truth sim0/truth.csv
-  gridloom loss plot --run found0 --network sim0 --area area1 --out area1.png
+  gridloom loss plot --run found0 --area area1 --out area1.png
 """
 )
 def loss() -> None:
@@ -210,3 +212,30 @@ def _print(areas: list[AreaRun], folder: Folder, scored: scores.Scores | None) -
                 console.print(f"  {name:30} {value}", markup=False)
         for kind, said in scored.confusion.items():
             console.print(f"  {kind:14} said {', '.join(f'{k} {n}' for k, n in said.items())}", markup=False)
+
+
+@loss.command(
+    epilog="""\b
+Copy and run:
+  gridloom loss plot --run found0 --out area.png
+  gridloom loss plot --run found0 --area area1 --out area1.svg
+"""
+)
+@click.option(
+    "--run", "folder", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder that gridloom loss run wrote.",
+)  # fmt: skip
+@click.option("--area", help="Which area.  [default: that of the likeliest suspect]")
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="FILE.png or FILE.svg.")
+def plot(folder: Path, area: str | None, out: Path) -> None:
+    """Loss waterfall, what is left against the first suspect's record, and a map of the area."""
+    try:
+        pictures.check(out)
+        found = load(folder, area)
+        with pictures.style() as label:
+            if pictures.chinese_font() is None:
+                click.echo(pictures.NO_CHINESE, err=True)
+            pictures.save(draw(found, label), out)
+    except pictures.PictureError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(str(out))

@@ -69,6 +69,7 @@ class AreaRun:
     rest_wh: float
     rest_sd_wh: float
     voltages: pa.Table | None
+    tree: pa.Table | None
     suspects: Suspects | None = None
 
 
@@ -185,6 +186,7 @@ def _area(folder: Folder, area_id: str, options: Options, days: Calendar) -> Are
         area_id, tuple(rows[i].meter_id for i in drawing), found.how, found.why, use, supplied_wh,
         float(head.gain.mean()) if heads else 0.0, drawn.filled, found.wh,
         over(np.arange(steps)), over(days.day), over(days.month), whole, rest_wh, rest_sd_wh, volts,
+        technical.tree(found.flow, folder, area_id) if found.flow else None,
     )  # fmt: skip
 
 
@@ -359,6 +361,27 @@ _NO_SUSPECTS: Final = pa.schema(
 )
 
 
+def customers_table(runs: Sequence[AreaRun], folder: Folder, days: Calendar) -> pa.Table:
+    """Net Wh of each customer and day, missing intervals filled."""
+    node = {meter.meter_id: meter.node_id for meter in folder.meters.rows}
+    tables = []
+    for area in runs:
+        wh = balance.sums(area.drawn.wh, days.day)
+        count = len(days.day_start), len(area.customers)
+        tables.append(
+            pa.table(
+                {
+                    "area_id": pa.array([area.area_id] * wh.size),
+                    "time": pa.array(np.repeat(days.day_start, count[1]), _UTC),
+                    "meter_id": pa.array(list(area.customers) * count[0]),
+                    "node_id": pa.array([node[name] for name in area.customers] * count[0]),
+                    "wh": pa.array(wh.ravel(), from_pandas=True),
+                }
+            )
+        )
+    return pa.concat_tables(tables)
+
+
 def write(runs: Sequence[AreaRun], folder: Folder, options: Options, out: Path) -> None:
     """OUT/losses.parquet (also by day and month), suspects.parquet, voltages.parquet."""
     out.mkdir(parents=True, exist_ok=True)
@@ -370,3 +393,7 @@ def write(runs: Sequence[AreaRun], folder: Folder, options: Options, out: Path) 
     pq.write_table(suspects_table(runs, time), out / "suspects.parquet")
     made = [area.voltages for area in runs if area.voltages is not None]
     pq.write_table(pa.concat_tables(made) if made else technical.VOLTAGES.empty_table(), out / "voltages.parquet")
+    # What a picture needs beside them.
+    trees = [area.tree for area in runs if area.tree is not None]
+    pq.write_table(pa.concat_tables(trees) if trees else technical.TREE.empty_table(), out / "nodes.parquet")
+    pq.write_table(customers_table(runs, folder, days), out / "customers_day.parquet")

@@ -261,6 +261,34 @@ def voltages(
     )
 
 
+TREE: Final = pa.schema(
+    [
+        ("area_id", pa.string()),
+        ("node_id", pa.string()),
+        ("parent_id", pa.string()),
+        ("x", pa.float64()),
+        ("y", pa.float64()),
+    ]
+)
+
+
+def tree(flow: AreaFlow, folder: Folder, area_id: str) -> pa.Table:
+    """The area's nodes, parents first; coordinates where nodes.csv has them."""
+    network = flow.network
+    parent = {branch.child: network.nodes[branch.parent] for branch in network.branches}
+    place_of = {node.node_id: (node.x, node.y) for node in folder.nodes}
+    return pa.table(
+        [
+            pa.array([area_id] * len(network.nodes)),
+            pa.array(network.nodes),
+            pa.array([parent.get(at) for at in range(len(network.nodes))], pa.string()),
+            pa.array([place_of[name][0] for name in network.nodes], pa.float64()),
+            pa.array([place_of[name][1] for name in network.nodes], pa.float64()),
+        ],
+        schema=TREE,
+    )
+
+
 def _measured(folder: Folder, area_id: str, network: model.Network, phases: int) -> Array:
     """(T, N, F) volts to neutral that meters show at each node, NaN where none; the mean over phases when F is 1."""
     volts = folder.measurements.voltage_v
