@@ -32,6 +32,11 @@ def zone() -> ZoneInfo:
         raise MissingSetting(f'GRIDLOOM_ZONE: "{name}" is not a time zone; for example Asia/Shanghai') from error
 
 
+def country() -> str | None:
+    """Whose public holidays the site keeps, like CN or AU-VIC; None: those of its zone, where that is plain."""
+    return os.environ.get("GRIDLOOM_COUNTRY") or None
+
+
 @dataclass(frozen=True, slots=True)
 class Mqtt:
     """Where the broker is and who we are there."""

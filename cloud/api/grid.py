@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, JsonValue
 
 from cloud.api.access import SUBSTATION, DaysAsked, Site, SiteNeeded, SpanAsked, bounded
 from cloud.api.models import (
@@ -132,6 +132,8 @@ class _Run:
     model: str
     model_version: str
     horizon_h: int
+    levels: list[float]
+    inputs: dict[str, JsonValue] | None
 
 
 @router.get("/v1/forecasts", summary="Forecast with its p10 to p90 band")
@@ -143,13 +145,18 @@ async def forecasts(
     ] = None,
     start: Annotated[AwareDatetime | None, Query(alias="from", description="default: where the run starts")] = None,
     end: Annotated[AwareDatetime | None, Query(alias="to", description="default: where the run ends")] = None,
+    quantiles: Annotated[bool, Query(description="the whole distribution, 0.05 to 0.95, as `quantiles_w`")] = False,
 ) -> ForecastSeries:
-    """Without `from` and `to`: one run. With `from` and no `origin`: for each interval the newest run with it."""
+    """Without `from` and `to`: one run. With `from` and no `origin`: for each interval the newest run with it.
+
+    Areas add up to their feeder and feeders to the substation in `p50_w`, within one run.
+    """
     await capacity_of(site, series)
     run = await site.database.one(
         _Run,
         """
-        SELECT run_id, origin, model, model_version, horizon_h FROM forecast_run r
+        SELECT run_id, origin, model, model_version, horizon_h, levels::numeric[]::float8[] AS levels, inputs
+        FROM forecast_run r
         WHERE (%(origin)s::timestamptz IS NULL OR origin = %(origin)s)
           AND EXISTS (SELECT 1 FROM forecast f WHERE f.series = %(series)s AND f.run_id = r.run_id
                       AND f.start >= r.origin - interval '1 day' AND f.start < r.origin + interval '8 days')
@@ -158,11 +165,15 @@ async def forecasts(
         {"origin": origin, "series": series},
     )
     if run is None:
-        return ForecastSeries(series=series, origin=None, model=None, model_version=None, horizon_h=None, forecasts=[])
+        return ForecastSeries(
+            series=series, origin=None, model=None, model_version=None, horizon_h=None, levels=[], inputs=None,
+            forecasts=[],
+        )  # fmt: skip
     values = await site.database.rows(
         ForecastValue,
         """
-        SELECT DISTINCT ON (f.start) f.start, p10_w, p50_w, p90_w, r.origin
+        SELECT DISTINCT ON (f.start) f.start, p10_w, p50_w, p90_w, r.origin,
+               CASE WHEN %(quantiles)s THEN quantiles END AS quantiles_w
         FROM forecast f JOIN forecast_run r USING (run_id)
         WHERE f.series = %(series)s AND (%(run)s::bigint IS NULL OR run_id = %(run)s)
           AND (%(from)s::timestamptz IS NULL OR f.start >= %(from)s)
@@ -170,7 +181,13 @@ async def forecasts(
         ORDER BY f.start, r.origin DESC, run_id DESC
         LIMIT 20000
         """,
-        {"series": series, "run": None if start and origin is None else run.run_id, "from": start, "to": end},
+        {
+            "series": series,
+            "run": None if start and origin is None else run.run_id,
+            "from": start,
+            "to": end,
+            "quantiles": quantiles,
+        },
     )
     return ForecastSeries(
         series=series,
@@ -178,6 +195,8 @@ async def forecasts(
         model=run.model,
         model_version=run.model_version,
         horizon_h=run.horizon_h,
+        levels=run.levels,
+        inputs=run.inputs,
         forecasts=values,
     )
 
@@ -194,7 +213,7 @@ async def accuracy(
     days: DaysAsked,
     model: Annotated[str | None, Query(description="default: the newest one that is not seasonal_naive")] = None,
 ) -> ForecastAccuracy:
-    """WAPE, day ahead from a rolling origin, over the days both models have. 0.08 means 8 % of the energy."""
+    """WAPE, day ahead from 00:00 of each day, over the days both models have. 0.08 means 8 % of the energy."""
     chosen = await site.database.one(
         _Model,
         """
@@ -210,6 +229,9 @@ async def accuracy(
         """
         SELECT series, sum(a.abs_error_wh) / nullif(sum(a.actual_wh), 0) AS wape,
                sum(n.abs_error_wh) / nullif(sum(n.actual_wh), 0) AS wape_seasonal_naive,
+               2 * sum(a.pinball_wh) / nullif(sum(a.actual_wh) FILTER (WHERE a.pinball_wh IS NOT NULL), 0) AS wql,
+               sum(a.inside_80)::float8 / nullif(sum(a.intervals) FILTER (WHERE a.inside_80 IS NOT NULL), 0)
+                   AS inside_80,
                count(DISTINCT day) AS days, coalesce(sum(a.intervals), 0) AS intervals,
                coalesce(sum(a.actual_wh), 0) / 1000 AS actual_kwh
         FROM forecast_accuracy a JOIN forecast_accuracy n USING (series, day)

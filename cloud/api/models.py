@@ -62,6 +62,10 @@ class ForecastValue(Answer):
     p50_w: float
     p90_w: float
     origin: datetime = Field(description="nothing later than this was used")
+    quantiles_w: list[float] | None = Field(
+        description="ascending, one for each of the run's levels; null unless asked for by quantiles=true, and of runs "
+        "made before they were kept"
+    )
 
 
 class ForecastSeries(Answer):
@@ -70,6 +74,11 @@ class ForecastSeries(Answer):
     model: str | None
     model_version: str | None
     horizon_h: int | None
+    levels: list[float] = Field(description="of quantiles_w: 0.05 is the value that one load in twenty stays below")
+    inputs: dict[str, JsonValue] | None = Field(
+        description="what the run was made from: load and weather until when, the calendar, the share of each member, "
+        "and the series that fell back to seasonal naive"
+    )
     forecasts: list[ForecastValue]
 
 
@@ -77,6 +86,10 @@ class Accuracy(Answer):
     series: str | None = Field(description="null: all series together")
     wape: float | None = Field(description="sum of absolute errors / sum of actual energy, day ahead")
     wape_seasonal_naive: float | None = Field(description="the same of `as a week ago`, over the same days")
+    wql: float | None = Field(
+        description="weighted quantile loss: 2 · sum of the mean pinball loss over p10 … p90 / sum of actual energy"
+    )
+    inside_80: float | None = Field(description="share of loads within p10 to p90; 0.80 is right")
     days: int
     intervals: int
     actual_kwh: float

@@ -12,6 +12,7 @@ LOSS: Final = "loss_out_of_range"
 SILENT: Final = "meter_silent"
 DRIFT: Final = "clock_drift"
 INCOMPLETE: Final = "completeness_low"
+FORECAST: Final = "forecast_worse_than_naive"
 
 SILENT_AFTER: Final = 2 * INTERVAL
 # After a mark, a sweep and its way to the cloud take this long at most.
@@ -28,6 +29,7 @@ LOAD_STALE: Final = timedelta(hours=1)
 # By this time of the day gateways have had the night to fill the gaps of the day before.
 COMPLETE_BY: Final = time(8)
 COMPLETE_MIN: Final = 0.95
+_KINDS: Final = {"area": ("Area", "台区"), "feeder": ("Feeder", "馈线"), "substation": ("Substation", "变电站")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,21 @@ class MeterFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ForecastFacts:
+    """Day-ahead errors of a series on the scored days of a week.  ``enough``: of days to judge by."""
+
+    series: str
+    name_en: str
+    name_zh: str
+    days: int
+    error_wh: float
+    naive_error_wh: float
+    actual_wh: float
+    enough: bool
+    worse: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     rule: str
     subject: str
@@ -114,7 +131,13 @@ class Verdict:
 
 
 def evaluate(
-    areas: Iterable[AreaFacts], meters: Sequence[MeterFacts], *, now: datetime, lookahead: timedelta, calendar: Calendar
+    areas: Iterable[AreaFacts],
+    meters: Sequence[MeterFacts],
+    forecasts: Iterable[ForecastFacts] = (),
+    *,
+    now: datetime,
+    lookahead: timedelta,
+    calendar: Calendar,
 ) -> Verdict:
     findings: list[Finding | None] = []
     undecided: set[tuple[str, str]] = set()
@@ -129,6 +152,10 @@ def evaluate(
             findings.append(_incomplete(area))
         else:
             undecided.add((INCOMPLETE, area.subject))
+    for one in forecasts:
+        findings.append(_worse(one))
+        if not one.enough:
+            undecided.add((FORECAST, one.series))
     newest = floor_mark(now - SILENT_GRACE)
     sending = _sending(meters, newest)
     for meter in meters:
@@ -166,6 +193,33 @@ def _peak(area: AreaFacts, now: datetime, lookahead: timedelta, calendar: Calend
             "above_from": (now if above_now else ahead[0].start).isoformat(),
             "capacity_w": area.capacity_w,
             "basis": "measured" if peak is measured else "forecast",
+        },
+    )
+
+
+def _worse(facts: ForecastFacts) -> Finding | None:
+    if not facts.worse:
+        return None
+    kind, name = facts.series.split(":", 1)
+    kind_en, kind_zh = _KINDS.get(kind, (kind, kind))
+    ours, naive = (
+        f"{100 * error_wh / facts.actual_wh:.1f} %" if facts.actual_wh > 0 else f"{error_wh / 1e3:.1f} kWh"
+        for error_wh in (facts.error_wh, facts.naive_error_wh)
+    )
+    return Finding(
+        FORECAST,
+        facts.series,
+        "warning",
+        f"{kind_en} {name} {facts.name_en}".rstrip() + f": over {facts.days} days the forecast was {ours} off, "
+        f"the same day of the week before {naive}. That stands in until the forecast is better again. "
+        "Look for a lasting change of load, a changed registry or wrong weather.",
+        f"{kind_zh} {name} {facts.name_zh}".rstrip() + f"：{facts.days} 天内预测误差 {ours}，"
+        f"而上周同日为 {naive}。恢复之前改用上周同日。请检查负荷是否长期变化、档案是否变更、气象数据是否有误。",
+        {
+            "days": facts.days,
+            "error_wh": round(facts.error_wh),
+            "naive_error_wh": round(facts.naive_error_wh),
+            "actual_wh": round(facts.actual_wh),
         },
     )
 

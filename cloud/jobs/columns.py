@@ -14,7 +14,10 @@ INTERVAL_S: Final = 900
 INTERVAL_H: Final = INTERVAL_S / 3600
 _HEADER_BYTES: Final = 19
 _INTERVAL_US: Final = INTERVAL_S * 1_000_000
-_TYPES: Final = {"smallint": ">i2", "integer": ">i4", "bigint": ">i8", "timestamptz": ">i8"}
+_TYPES: Final = {
+    "smallint": ">i2", "integer": ">i4", "bigint": ">i8", "timestamptz": ">i8",
+    "real": ">f4", "double precision": ">f8",
+}  # fmt: skip
 
 
 def read_columns(

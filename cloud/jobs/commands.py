@@ -3,7 +3,7 @@
 import os
 import re
 import signal
-from datetime import timedelta
+from datetime import date, timedelta
 
 import click
 
@@ -12,11 +12,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import psycopg
 
+from cloud.forecast.calendar import days
 from cloud.jobs.calendar import Calendar
+from cloud.jobs.forecast_inputs import country_of
 from cloud.jobs.mailbox import Mailbox
 from cloud.jobs.response import Response, Terms
 from cloud.jobs.worker import NotReadyError, Worker
-from cloud.settings import Mqtt, dsn, zone
+from cloud.settings import MissingSetting, Mqtt, country, dsn, zone
 from protocols.clock import SystemClock
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -61,6 +63,11 @@ def work(peak_lookahead: timedelta, dr_duration: timedelta, dr_lead: timedelta, 
     Follows what `gridloom ingest` stores; durations are on the site's clock. One process leads, others wait.
     """
     calendar = Calendar(zone())
+    holidays_of = country() or country_of(calendar.zone)
+    try:
+        days(date(2026, 1, 1), 1, holidays_of)
+    except ValueError as error:
+        raise MissingSetting(f"GRIDLOOM_COUNTRY: {error}") from error
     mailbox = Mailbox(Mqtt.from_environment())
     worker = Worker(
         dsn=dsn(),
@@ -69,6 +76,7 @@ def work(peak_lookahead: timedelta, dr_duration: timedelta, dr_lead: timedelta, 
         mailbox=mailbox,
         response=Response(calendar, Terms(lead=dr_lead, duration=dr_duration)),
         lookahead=peak_lookahead,
+        country=holidays_of,
     )
     # Both end the work in the middle of whatever it does: a transaction that is cut rolls back.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -7,8 +7,9 @@ from typing import Any, Final
 import psycopg
 from psycopg.types.json import Jsonb
 
-from cloud.jobs.alerts import UNEXPLAINED_DAYS, AreaFacts, Expected, Loss, MeterFacts, evaluate
+from cloud.jobs.alerts import UNEXPLAINED_DAYS, AreaFacts, Expected, ForecastFacts, Loss, MeterFacts, evaluate
 from cloud.jobs.calendar import INTERVAL, Calendar
+from cloud.jobs.forecasts import judge
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ def update_alerts(connection: Connection, calendar: Calendar, *, now: datetime, 
         verdict = evaluate(
             load_areas(cursor, calendar, now, lookahead),
             load_meters(cursor, now),
+            load_forecasts(connection, calendar, now),
             now=now,
             lookahead=lookahead,
             calendar=calendar,
@@ -76,6 +78,21 @@ def load_meters(cursor: psycopg.Cursor[tuple[Any, ...]], now: datetime) -> list[
     return [MeterFacts(*row) for row in cursor.execute(_METERS, {"now": now})]
 
 
+def load_forecasts(connection: Connection, calendar: Calendar, now: datetime) -> list[ForecastFacts]:
+    names = {series: (en, zh) for series, en, zh in connection.execute(_NAMES)}
+    return [
+        ForecastFacts(
+            one.series, *names.get(one.series, ("", "")), one.days, one.error_wh, one.naive_error_wh, one.actual_wh,
+            one.enough, one.worse,
+        )
+        for one in judge(connection, calendar.day(now))
+    ]  # fmt: skip
+
+
+_NAMES: Final = """
+    SELECT 'area:' || area_id, name_en, name_zh FROM area
+    UNION ALL SELECT 'feeder:' || feeder_id, name_en, name_zh FROM feeder
+"""
 _AREAS: Final = """
     SELECT area_id, name_en, name_zh, capacity_w, loss_low_percent, loss_high_percent FROM area ORDER BY area_id
 """

@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import psycopg
 
-from cloud.engines.forecast import DAYS_MIN
-from cloud.jobs import forecasts
 from cloud.jobs.calendar import Calendar, floor_mark
 from cloud.jobs.completeness import GRACE, SUBSTATION, ask_for_gaps, expect, list_gaps
 from cloud.jobs.derive import changed_days, drain, open_session, put_in_force
+from cloud.jobs.forecast_inputs import STEPS_PER_DAY
+from cloud.jobs.forecasts import Forecaster
 from cloud.jobs.losses import areas_with_head_v, update_losses
 from cloud.jobs.mailbox import Mailbox
 from cloud.jobs.response import Response
@@ -37,7 +37,7 @@ POURING: Final = 5_000
 PATIENCE_S: Final = 15.0
 CHUNKS_MAX: Final = 4
 AREA_DAYS_MAX: Final = 60  # a cycle; the rest waits for the next one, so that commands never do
-# A sweep, its way here and its intervals take this long after a mark; the hour's forecast waits for them.
+# A sweep, its way here and its intervals take this long after a mark; the mark's forecast waits for them.
 SETTLED: Final = timedelta(minutes=3)
 RETRY_S_MIN, RETRY_S_MAX = 0.5, 5.0
 # A meter's hour is made anew once for each of its sweeps, however often we look; an operator sees it soon.
@@ -56,6 +56,7 @@ class Worker:
     mailbox: Mailbox
     response: Response
     lookahead: timedelta
+    country: str | None = None  # whose public holidays are kept; None: none but those in calendar_day
     _said: str | None = None
 
     def run(self, *, once: bool = False) -> None:
@@ -117,8 +118,8 @@ class Cycle:
     _first_mark: datetime | None = None
     _dirty: set[tuple[str, date]] | None = None
     _with_head_v: set[str] = field(default_factory=set)
-    _hour: datetime | None = None
-    _scored: date | None = None
+    _forecaster: Forecaster | None = None
+    _forecast_mark: datetime | None = None
     _history_days: int = 0
     _deferred_at: float = field(default_factory=time.monotonic)
     _listed: datetime | None = None
@@ -215,24 +216,16 @@ class Cycle:
         update_losses(self.connection, self.worker.calendar, due, first_mark=self._first_mark, now=now)
 
     def _forecasts(self, now: datetime) -> None:
-        """Every hour, and at once when the history has grown by a day; scores when a day is over or history grew."""
-        calendar = self.worker.calendar
+        """Once a mark, when what it brought is here, and at once when the history has grown by a day."""
         row = self.connection.execute(
-            "SELECT count(*) / %s FROM load WHERE series = %s", (forecasts.STEPS_PER_DAY, SUBSTATION)
+            "SELECT count(*) / %s FROM load WHERE series = %s", (STEPS_PER_DAY, SUBSTATION)
         ).fetchone()
         assert row
         days: int = row[0]
-        hour = (now - SETTLED).replace(minute=0, second=0, microsecond=0)
-        today, grown = calendar.day(hour), days != self._history_days
-        if days < DAYS_MIN or not (grown or hour != self._hour or today != self._scored):
+        mark, grown = floor_mark(now - SETTLED), days != self._history_days
+        if not days or not (grown or mark != self._forecast_mark):
             return
-        history = forecasts.load_history(self.connection, now)
-        if history.load_w.shape[1] < DAYS_MIN * forecasts.STEPS_PER_DAY:
-            return
-        due_run, due_score = grown or hour != self._hour, grown or today != self._scored
-        self._hour, self._scored, self._history_days = hour, today, days
-        if due_run:
-            forecasts.run(self.connection, calendar, history, now)
-            logger.info("forecast of %d series from %s, %d days of history", len(history.series), history.end, days)
-        if due_score:
-            forecasts.score(self.connection, calendar, history)
+        if self._forecaster is None:
+            self._forecaster = Forecaster(self.worker.calendar, self.worker.country)
+        self._forecast_mark, self._history_days = mark, days
+        self._forecaster.update(self.connection, now, grown=grown)

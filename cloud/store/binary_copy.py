@@ -19,6 +19,7 @@ HEADER: Final = b"PGCOPY\n\xff\r\n\x00" + bytes(8)
 TRAILER: Final = b"\xff\xff"
 # timestamptz counts microseconds from 2000-01-01 UTC; the wire counts from 1970.
 EPOCH_2000_US: Final = 946_684_800_000_000
+_FLOAT4_OID: Final = 700
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +27,30 @@ class Field:
     """One column. ``values``: (N,) in ``dtype`` or castable to it; ``valid``: (N,) bool, None where none is null."""
 
     values: NDArray[Any]
-    dtype: str  # big-endian: ">i2" smallint, ">i4" integer, ">i8" bigint and timestamptz, ">f4" real
+    # Big-endian: ">i2" smallint, ">i4" integer, ">i8" bigint and timestamptz, ">f4" real, ">f8" double precision;
+    # "S7" text of that many bytes in every row; ``reals_dtype`` an array.
+    dtype: str | np.dtype[Any]
     valid: NDArray[np.bool_] | None = None
 
 
 def instant(us: NDArray[np.int64], valid: NDArray[np.bool_] | None = None) -> Field:
     """timestamptz from (N,) µs since 1970."""
     return Field(us - EPOCH_2000_US, ">i8", valid)
+
+
+def reals_dtype(length: int) -> np.dtype[Any]:
+    """A one-dimensional real[] of ``length`` without nulls, as array_recv and array_send have it."""
+    item = np.dtype([("length", ">i4"), ("value", ">f4")])
+    return np.dtype([("head", ">i4", (5,)), ("items", item, (length,))])
+
+
+def reals(values: NDArray[Any]) -> Field:
+    """real[] from (N, K), none of them null."""
+    table = np.empty(len(values), reals_dtype(values.shape[1]))
+    table["head"] = [1, 0, _FLOAT4_OID, values.shape[1], 1]  # dimensions, no nulls, element type, length, lower bound
+    table["items"]["length"] = 4
+    table["items"]["value"] = values
+    return Field(table, table.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +74,7 @@ class Stream:
 def stream(fields: Sequence[Field]) -> Stream:
     """N rows of ``fields``; all fields are N long."""
     rows = len(fields[0].values)
-    layout = [("count", ">i2")]
+    layout: list[tuple[str, str | np.dtype[Any]]] = [("count", ">i2")]
     for i, field in enumerate(fields):
         layout += [(f"length{i}", ">i4"), (f"value{i}", field.dtype)]
     packed = np.dtype(layout)  # unaligned, as on the wire

@@ -163,15 +163,15 @@ def _fill_forecasts(connection: psycopg.Connection[tuple[object, ...]]) -> None:
         origin = datetime.fromtimestamp(origin.timestamp() // 900 * 900, UTC)
         made = connection.execute(
             """
-            INSERT INTO forecast_run (origin, made_at, model, model_version, horizon_h, inputs_until)
-            VALUES (%s, %s, 'ridge', '1', %s, %s) RETURNING run_id
+            INSERT INTO forecast_run (origin, made_at, model, model_version, horizon_h, inputs_until, levels, inputs)
+            VALUES (%s, %s, 'ridge', '1', %s, %s, '{0.1, 0.5, 0.9}', '{"calendar": "CN"}') RETURNING run_id
             """,
             (origin, NOW, horizon_h, origin),
         ).fetchone()
         assert made is not None
         with (
             connection.cursor() as cursor,
-            cursor.copy("COPY forecast (run_id, series, start, p10_w, p50_w, p90_w) FROM STDIN") as copy,
+            cursor.copy("COPY forecast (run_id, series, start, p10_w, p50_w, p90_w, quantiles) FROM STDIN") as copy,
         ):
             for i in range(4 * horizon_h):
                 start = origin + i * QUARTER
@@ -181,13 +181,20 @@ def _fill_forecasts(connection: psycopg.Connection[tuple[object, ...]]) -> None:
                 watts["substation:S1"] = watts["feeder:F1"] + watts["feeder:F2"]
                 spread = 0.03 + 0.05 * i / (4 * horizon_h)
                 for series, w in watts.items():
-                    copy.write_row((made[0], series, start, w * (1 - spread), w, w * (1 + spread)))
+                    fan = [w * (1 - spread), w, w * (1 + spread)]
+                    copy.write_row((made[0], series, start, *fan, fan))
     for day in range(3):
         for series in ("area:A1", "feeder:F1"):
             for model, error in (("ridge", 80.0), ("seasonal_naive", 120.0)):
                 connection.execute(
-                    "INSERT INTO forecast_accuracy VALUES (%s, %s, %s, %s, 1000, 96)",
-                    (series, (FIRST + timedelta(days=5 + day, hours=9)).date(), model, error),
+                    "INSERT INTO forecast_accuracy VALUES (%s, %s, %s, %s, 1000, 96, %s, %s)",
+                    (
+                        series,
+                        (FIRST + timedelta(days=5 + day, hours=9)).date(),
+                        model,
+                        error,
+                        *((25, 72) if model == "ridge" else (None, None)),
+                    ),
                 )
 
 

@@ -37,6 +37,15 @@ def test_the_newest_forecast_run_or_the_one_from_an_origin(served: Served) -> No
     assert served.get("/v1/forecasts", series="area:A1", origin="2020-01-01T00:00:00Z").json()["forecasts"] == []
 
 
+def test_the_whole_distribution_for_those_who_ask(served: Served) -> None:
+    found = served.get("/v1/forecasts", series="area:A1", quantiles="true").json()
+    assert found["levels"] == [0.1, 0.5, 0.9]
+    assert found["inputs"] == {"calendar": "CN"}
+    for row in found["forecasts"]:
+        assert row["quantiles_w"] == pytest.approx([row["p10_w"], row["p50_w"], row["p90_w"]], rel=1e-6)
+    assert served.get("/v1/forecasts", series="area:A1").json()["forecasts"][0]["quantiles_w"] is None
+
+
 def test_accuracy_is_pooled_and_per_series_next_to_seasonal_naive(served: Served) -> None:
     found = served.get("/v1/forecasts/accuracy").json()
     assert found["model"] == "ridge"
@@ -45,6 +54,8 @@ def test_accuracy_is_pooled_and_per_series_next_to_seasonal_naive(served: Served
     assert found["pooled"]["wape_seasonal_naive"] == pytest.approx(0.12)
     assert [row["series"] for row in found["series"]] == ["area:A1", "feeder:F1"]
     assert found["series"][0]["days"] == 3
+    assert found["pooled"]["wql"] == pytest.approx(2 * 25 / 1000)
+    assert found["pooled"]["inside_80"] == pytest.approx(72 / 96)
 
 
 def test_losses_by_day_and_in_total(served: Served) -> None:

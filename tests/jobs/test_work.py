@@ -184,7 +184,7 @@ def _check_forecasts(store: Store) -> None:
             "SELECT model, sum(abs_error_wh) / sum(actual_wh) FROM forecast_accuracy GROUP BY model"
         ).fetchall()
     )
-    assert wape["ridge"] < wape["seasonal_naive"]
+    assert wape["ensemble"] < wape["seasonal_naive"]
 
 
 def test_what_did_not_change_is_not_written_again(store: Store) -> None:
