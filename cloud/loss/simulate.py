@@ -200,7 +200,12 @@ def generate(
     for index, (phase, kind, mine) in enumerate(zip(phases, kind_of, planned, strict=True)):
         drawn = profiles.draw(rng, kind, phase == 3, phase % 3, start, days)
         if given is not None:
-            drawn = replace(drawn, load_wh=profiles.perturb(rng, given, len(phase), days))
+            load = profiles.perturb(rng, given, len(phase), days)
+            # The largest loads have three phases: one phase of a small conductor could not carry them.
+            by_size, places = np.argsort(-load.mean(0)), np.argsort(phase != 3, kind="stable")
+            ordered = np.empty_like(load)
+            ordered[:, places] = load[:, by_size]
+            drawn = replace(drawn, load_wh=ordered)
         if difficulty == "hard":
             honest = np.setdiff1d(np.arange(len(phase)), [fault.customer for fault in mine])
             drawn = change_habits(rng, drawn, honest, start)
