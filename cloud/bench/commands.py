@@ -15,8 +15,10 @@ from typing import Any, Final
 import click
 import psycopg
 
+from cloud.bench.forecast import forecast_command
 from cloud.bench.growth import disk, growth
 from cloud.bench.line import HEADLINE_ROWS, QUICK, Document, Effort, Line, register
+from cloud.bench.loss import loss
 from cloud.bench.services import BenchError, Place, ingestors, place
 from cloud.store.migrations import MigrationError
 from protocols.quantities import Kind
@@ -31,6 +33,7 @@ EXECUTEMANY_TARGET: Final = 10.0
 Copy and run:
   gridloom bench ingest
   gridloom bench ingest --quick
+  gridloom bench forecast --quick
 """
 )
 def bench() -> None:
@@ -279,3 +282,7 @@ def _disk(disks: list[Document]) -> Iterator[str]:
     for one in disks:
         compressed = "" if one["compressed"] is None else f", {one['compressed']:.1f} as columns"
         yield f"disk, {one['kind']}: {one['raw']:.1f} bytes a row, {one['with_index']:.1f} with its index{compressed}"
+
+
+bench.add_command(forecast_command)
+bench.add_command(loss)

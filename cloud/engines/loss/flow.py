@@ -23,7 +23,7 @@ Reals = NDArray[np.floating[Any]]
 
 TOLERANCE_PU: Final = 1e-8
 STEPS_MAX: Final = 100
-CHUNK: Final = 512
+CHUNK: Final = 1024  # scenarios: measured, with 512 a tenth slower, with 256 a third
 _ROUGH_MAX: Final = 12  # steps in single precision, which cannot see below 1e-7
 _NAMED_MAX: Final = 5
 # Where no reactive energy is measured: power factor 0.95 lagging.

@@ -126,8 +126,9 @@ def compile_network(
     source_v: rated volts at the source, line to line, where no transformer tells.
     Raises NetworkError when the branches are not one tree, or a part has no usable impedance, voltage or phase.
     """
-    for branch in (*lines, *transformers):
-        _check(branch)
+    every: list[Line | Transformer] = [*lines, *transformers]
+    for each in every:
+        _check(each)
     tree = _grow(source, lines, transformers, source_v)
     if not three_phase:
         blocks = tuple(_single_line(tree, i) for i in range(len(tree.branches)))
@@ -225,7 +226,8 @@ def _grow(source: str, lines: Sequence[Line], transformers: Sequence[Transformer
             came_by.append(branch)
     count = len(lines) + len(transformers)
     if count != len(tree.branches):
-        island = next(b for b in (*lines, *transformers) if not any(b is reached for reached in tree.branches))
+        every: list[Line | Transformer] = [*lines, *transformers]
+        island = next(b for b in every if not any(b is reached for reached in tree.branches))
         raise NetworkError(
             f"{count - len(tree.branches)} of {count} branches are not reached from {source}, "
             f"{_name(island)} among them"
@@ -281,11 +283,11 @@ def _single_line(tree: _Tree, at: int) -> Branch:
 
 def _conductors(tree: _Tree, earthing: Mapping[str, float]) -> list[str]:
     """Which wires each node has. A neutral at earth is no unknown and not among them."""
-    fourth = set()
-    for branch in tree.branches:
-        if isinstance(branch, Line) and branch.r_neutral_ohm_per_km is not None:
-            fourth |= {branch.from_node, branch.to_node}
-    conductors = []
+    fourth: set[str] = set()
+    for each in tree.branches:
+        if isinstance(each, Line) and each.r_neutral_ohm_per_km is not None:
+            fourth |= {each.from_node, each.to_node}
+    conductors: list[str] = []
     for at, name in enumerate(tree.nodes):
         branch = tree.branches[at - 1] if at else None
         phases = branch.phases if isinstance(branch, Line) else PHASES
@@ -312,7 +314,9 @@ def _three_phase(tree: _Tree, conductors: list[str], at: int) -> Branch:
             # Rows: the drop along each wire, of the parent's conductors less the child's.
             drop = np.hstack([_pick(wires, conductors[parent]), -_pick(wires, conductors[child])])
             y = np.linalg.inv(z) * (tree.rated_v[parent] ** 2 / 3)
-            return Branch(parent, child, False, drop.T @ y @ drop, np.zeros(2 * drop.shape[1:], complex))
+            return Branch(
+                parent, child, False, np.asarray(drop.T @ y @ drop, complex), np.zeros((drop.shape[1],) * 2, complex)
+            )
         case Transformer():
             hv, lv = (conductors[tree.node[name]] for name in (branch.hv_node, branch.lv_node))
             series, no_load = _three_phase_transformer(tree, at, hv, lv)

@@ -8,7 +8,7 @@ node of the piece before it; a piece is a small dense matrix, and to what comes 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 Complex = NDArray[np.complex128]
 Index = NDArray[np.intp]
 
-PORTS_MAX: Final = 24  # a piece: measured, flat between 16 and 32
+PORTS_MAX: Final = 16  # of a piece: measured, flat between 12 and 24
 CONDUCTORS_MAX: Final = 300  # so that compiling a long feeder inverts no large matrix
 
 
@@ -271,7 +271,7 @@ class _Builder:
                 row[at[node, "n"]] = -1
 
 
-def _real(matrix: Complex, row_groups: list[int] | None, column_groups: list[int]) -> Array:
+def _real(matrix: NDArray[Any], row_groups: list[int] | None, column_groups: list[int]) -> Array:
     """The real matrix that does the same to rows [re, im] of each group. None: all rows are one group."""
     both = np.block([[matrix.real, -matrix.imag], [matrix.imag, matrix.real]])
     rows = _interleave([len(matrix)] if row_groups is None else row_groups)
