@@ -24,7 +24,8 @@ Reals = NDArray[np.floating[Any]]
 TOLERANCE_PU: Final = 1e-8
 STEPS_MAX: Final = 100
 CHUNK: Final = 1024  # scenarios: measured, with 512 a tenth slower, with 256 a third
-_ROUGH_MAX: Final = 12  # steps in single precision, which cannot see below 1e-7
+_ROUGH_MAX: Final = 12  # steps in single precision
+_NOISE_PU: Final = 2e-6  # below this, more of them would not help
 _NAMED_MAX: Final = 5
 # Where no reactive energy is measured: power factor 0.95 lagging.
 TAN_PHI: Final = float(np.tan(np.arccos(0.95)))
@@ -253,7 +254,7 @@ class _Solver:
     def _polish(self) -> NDArray[np.intp]:
         fine = self._double
         everyone = range(len(fine.pieces))
-        change = np.zeros(self.size)
+        change, left = np.zeros(self.size), 0.0
         for step in range(1, STEPS_MAX + 1):
             for i in everyone:
                 fine.currents(i)
@@ -261,14 +262,15 @@ class _Solver:
             fine.voltage, fine.before = fine.before, fine.voltage
             for i in everyone:
                 fine.up(i)
-            if step == 1 and everyone:
-                continue  # what single precision could not see is still in this change
             change = fine.change()
             worst = change.max(initial=0.0)
-            if worst <= TOLERANCE_PU:
-                if step > 2:
-                    self.rough = min(self.rough + 1, _ROUGH_MAX)
-                elif worst < TOLERANCE_PU / 100:
+            if step == 1:
+                # What single precision left, mostly its own noise; and no test of convergence.
+                left = worst
+            elif worst <= TOLERANCE_PU:
+                if step > 2 and left > _NOISE_PU:
+                    self.rough = min(self.rough + step - 2, _ROUGH_MAX)
+                elif step == 2 and worst < TOLERANCE_PU / 100:
                     self.rough = max(self.rough - 1, 1)
                 return np.zeros(0, np.intp)
             if np.isnan(worst) and np.isnan(change).all():
