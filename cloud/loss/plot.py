@@ -93,12 +93,11 @@ def _waterfall(axes: "Axes", found: Found, label: Label) -> None:
             f"{value:,.0f}{share}", (at, max(start, start + value)), xytext=(0, 3), textcoords="offset points",
             ha="center", fontsize=8,
         )  # fmt: skip
-    # Losses are a few percent: the axis is cut, so that they can be seen, and says so.
+    # Losses are a few percent: the axis is cut, so that they can be seen.
     span = max(abs(technical) + abs(rest), 0.01 * max(supplied, 1.0))
     low, high = min(supplied, delivered, delivered + rest), max(supplied, delivered, delivered + rest)
     axes.set_ylim(max(0.0, low - 0.5 * span), high + 0.45 * span)
-    axes.text(0.01, 0.01, label("纵轴截断", "axis cut"), transform=axes.transAxes, fontsize=7, color="white")
-    axes.set_ylabel("kWh")
+    axes.set_ylabel(f"kWh ({label('纵轴截断', 'axis cut')})")
     axes.set_title(label("电量去向", "where the energy went"))
     axes.grid(axis="x", visible=False)
 
