@@ -104,3 +104,19 @@ def test_a_load_where_the_network_is_not_is_refused() -> None:
         place(network, ["x"], ["a"])
     with pytest.raises(NetworkError, match="node a: a load on phase c"):
         place(network, ["a"], ["c"])
+
+
+@pytest.mark.parametrize("total", [0, 1, 2, 1023, 1537, 2600])
+def test_each_scenario_stands_for_itself(network: Network, total: int) -> None:
+    """However many there are and whatever chunk they fall into; times before loads in memory, too."""
+    rng = np.random.default_rng(3)
+    active_w = rng.uniform(0, 30e3, (total, 5)).T
+    together = solve(place(network, NODES), active_w, 0.2 * active_w)
+    assert together.voltage_pu is not None
+    assert together.voltage_pu.shape == (6, 1, total)
+    for at in {0, total // 2, total - 1} if total else ():
+        alone = solve(place(network, NODES), active_w[:, [at]], 0.2 * active_w[:, [at]])
+        assert alone.voltage_pu is not None
+        np.testing.assert_allclose(together.voltage_pu[:, :, at], alone.voltage_pu[:, :, 0], rtol=0, atol=1e-8)
+        np.testing.assert_allclose(together.loss_w[at], alone.loss_w[0], rtol=1e-6)
+        np.testing.assert_allclose(together.head_w[at], alone.head_w[0], rtol=1e-7)

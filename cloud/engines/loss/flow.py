@@ -7,7 +7,6 @@ double precision, until no voltage moves by more than ``TOLERANCE_PU``.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -87,14 +86,12 @@ def solve(
     if voltage is not None:
         voltage[:width] = source
     sums = np.zeros((4, total))
-    chunks = max(1, round(total / CHUNK))
-    edges = np.linspace(0, total, chunks + 1).astype(int)
-    solver: _Solver | None = None
+    size = -(-total // max(1, round(total / CHUNK)))
+    solver = _Solver(placed, size)
     failed = []
-    for start, end in pairwise(edges):
-        if solver is None or solver.size != end - start:
-            solver = _Solver(placed, int(end - start), solver.rough if solver else 3)
-        part = slice(start, end)
+    # The last chunk reaches back into the one before it: its work arrays are there already.
+    for start in (*range(0, total - size, size), total - size) if total else ():
+        part = slice(start, start + size)
         solver.load(active_w[:, part], reactive_var[:, part], source[:, part])
         lost = solver.run()
         if len(lost):
@@ -102,7 +99,7 @@ def solve(
         else:
             solver.collect(sums[:, part], None if voltage is None else voltage[:, part])
     if failed:
-        raise NoSolutionError(np.concatenate(failed), total)
+        raise NoSolutionError(np.unique(np.concatenate(failed)), total)
     loss, series, no_load, head = sums
     return Flow(
         None if voltage is None else voltage.reshape(len(network.nodes), phases, total),
@@ -189,8 +186,8 @@ def _ports(piece: Piece) -> int:
 class _Solver:
     """``rough``: steps in single precision, learnt from chunk to chunk."""
 
-    def __init__(self, placed: Placed, size: int, rough: int) -> None:
-        self.placed, self.size, self.rough = placed, size, rough
+    def __init__(self, placed: Placed, size: int) -> None:
+        self.placed, self.size, self.rough = placed, size, 3
         self._single = _Sweep(placed, size, np.float32)
         self._double = _Sweep(placed, size, np.float64)
         self._drawn_at_source = np.zeros(size)
@@ -280,6 +277,7 @@ class _Solver:
     def collect(self, sums: Array, voltage: Array | None) -> None:
         """Into ``sums`` (4, C): all losses, transformers' under load, without, and the power drawn from the source."""
         placed, fine = self.placed, self._double
+        sums[:] = 0
         loss, series, no_load, head = sums
         for i, piece in enumerate(placed.pieces):
             given = fine.given[i]
