@@ -248,7 +248,7 @@ def _never(
     silent = [
         rows[i].meter_id
         for columns, side in ((heads, head), (drawing, drawn))
-        for i, never in zip(columns, np.isnan(side.filled.wh).any(axis=0), strict=True)
+        for i, never in zip(columns, np.asarray(np.isnan(side.filled.wh).any(axis=0)).tolist(), strict=True)
         if never
     ]
     more = f" and {len(silent) - _NAMED_MAX} more" if len(silent) > _NAMED_MAX else ""
