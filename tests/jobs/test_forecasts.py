@@ -9,10 +9,10 @@ import numpy as np
 import psycopg
 import pytest
 
-from cloud.engines.forecast import LEVELS
+from cloud.engines.forecast import LEVELS, MODEL
 from cloud.jobs.calendar import INTERVAL, Calendar
 from cloud.jobs.forecast_inputs import Loads, country_of
-from cloud.jobs.forecasts import FALLBACK, MODEL, NAIVE, Forecaster, judge
+from cloud.jobs.forecasts import FALLBACK, NAIVE, Forecaster, judge
 from cloud.jobs.watch import update_alerts
 from cloud.store.migrations import migrate
 
