@@ -32,7 +32,7 @@ FAULTY_SHARE: Final = 0.05  # before anything is seen
 CHANGED_SHARE: Final = 0.15  # honest customers whose load changes for good
 NIGHT, PEAK = (22, 6), (17, 21)  # hours, local
 CLOCK_S: Final = 60.0
-NAMED_LOG_ODDS: Final = 5.0
+NAMED_LOG_ODDS: Final = 8.0  # honest areas of the simulator name nobody in 95 % of months from here on
 SMALLEST: Final = 0.03  # less than this share is a meter's gain, not a fault
 MODEL_GAIN_SD: Final = 0.008  # of a customer's share in the technical loss: phases and lengths known badly
 ADDED_LOG_ODDS: Final = 0.0  # from even odds on, a customer stands beside the others while they are weighed
@@ -41,8 +41,9 @@ SUSPECTS_MAX: Final = 8  # of an area in one run
 PRODUCTS_MAX: Final = 20_000_000  # cross products held at once: 160 MB
 EDGE_DAYS: Final = 7  # a start nearer to the end, or to the beginning, cannot be told from noise
 INTERMITTENT_DAYS: Final = 0.4
-CHOICE: Final = 1.4  # days chosen freely fit what is wrong with the model, too: their evidence counts for less
-NO_PAST_LOG_ODDS: Final = -20.0  # a fault from before the record cannot be told from a network known badly
+CHOICE: Final = 2.0  # days chosen freely fit what is wrong with the model, too: their evidence counts for less
+PERSISTENT_SD: Final = 0.05  # of a template, wrong from the first day on without a fault
+NO_PAST_LOG_ODDS: Final = -5.0  # a fault from before the record cannot be told from a network known badly
 INTERMITTENT_AMPLITUDES: Final = np.array([0.14, 0.3, 0.6, 1.0, 2.0])
 
 
@@ -178,6 +179,8 @@ class _Problem:
         lower = cholesky(weighted.T @ z + np.eye(z.shape[1]), lower=True)
         self.inverse = solve_triangular(lower, np.eye(len(lower)), lower=True)
         self.explained = self._by_start(z) @ self.inverse.T
+        # A template from its start on and the same from the first day share what comes after the start.
+        self.shared = self.square - np.einsum("scp,cp->sc", self.explained, self.explained[0])
         self.square -= np.einsum("scp,scp->sc", self.explained, self.explained)
 
     def _candidates(self) -> None:
@@ -357,7 +360,7 @@ def _weigh(problem: _Problem, active: Sequence[_Active]) -> _Weighed:
     weight, z = problem.weight, problem.z
     fitted = problem.inverse @ (z.T @ (weight * residual))
     n = problem.suffix(problem.u * (weight * residual)[:, None]) - problem.explained @ fitted
-    q = problem.square
+    q, shared_start = problem.square, problem.shared
     effect = problem.inverse.T @ fitted
     left = residual - z @ effect
     if active:
@@ -370,13 +373,17 @@ def _weigh(problem: _Problem, active: Sequence[_Active]) -> _Weighed:
         beside = (np.stack([a.sd * a.cross for a in active], axis=2) - problem.explained @ shared) @ inverse.T
         more = inverse @ (weighted.T @ residual - shared.T @ fitted)
         n, q = n - beside @ more, q - np.einsum("sca,sca->sc", beside, beside)
+        shared_start = shared_start - np.einsum("sca,ca->sc", beside, beside[0])
         extra = inverse.T @ more
         left = left - v @ extra + z @ (problem.inverse.T @ (shared @ extra))
     # Days are further off than quarter hours explain where the model is wrong in slow ways: evidence counts for less.
     day = (problem.days, problem.per_day)
     daily = (weight * left).reshape(day).sum(1) / np.sqrt(np.maximum(weight.reshape(day).sum(1), 1e-12))
     slow = max(1.0, float(np.mean(np.sort(daily**2)[: int(0.9 * len(daily))])) / 0.66)
-    n, q = n / slow, np.maximum(q, 0) / slow + 1e-12
+    n, q, shared_start = n / slow, np.maximum(q, 0) / slow + 1e-12, shared_start / slow
+    # The same shape may have been off since before the record: a network known badly, not a fault that began.
+    persistent = q[0] + PERSISTENT_SD**-2.0
+    n, q = n - shared_start * (n[0] / persistent), np.maximum(q - shared_start**2 / persistent, 0) + 1e-12
     precision = q + problem.sd**-2.0
     amplitude = (n + problem.mean * problem.sd**-2.0) / precision
     balance = (
