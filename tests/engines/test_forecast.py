@@ -64,9 +64,95 @@ def test_it_beats_the_weekday_mean() -> None:
 
 def test_a_wrong_call_says_what_is_wrong() -> None:
     inputs = made(10)
-    with pytest.raises(ValueError, match=r"members: naive7, .* got oracle"):
+    with pytest.raises(ValueError, match=r"members: naive1, .* got oracle"):
         forecast(inputs, origins(10), 24, members=("oracle",))
     with pytest.raises(ValueError, match="same time of day"):
         forecast(inputs, np.array([24, 49]), 24)
     with pytest.raises(ValueError, match="each needs history before it"):
         forecast(inputs, np.array([24 * 12]), 48)
+
+
+def changed(how: str) -> Inputs:
+    inputs = made(60)
+    load = inputs.load.copy()
+    one = load[1]
+    if how == "gaps":
+        load[np.random.default_rng(0).random(load.shape) < 0.3] = np.nan
+        one[20 * DAY : 27 * DAY] = np.nan
+    elif how == "zeros":
+        one[:] = 0
+    elif how == "constant":
+        one[:] = 7
+    elif how == "solar":
+        one -= 200
+    elif how == "level shift":
+        one[38 * DAY :] *= 10
+    elif how == "outage":
+        one[30 * DAY : 33 * DAY] = 0
+    elif how == "new meter":
+        one[: 50 * DAY] = np.nan
+    weather = inputs.weather.copy()
+    if how == "late weather":
+        weather[:, : 30 * DAY] = np.nan
+    elif how == "no weather":
+        weather[:] = np.nan
+    return dataclasses.replace(inputs, load=load, weather=weather)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "gaps", "zeros", "constant", "solar", "level shift", "outage", "new meter", "late weather", "no weather",
+    ],
+)  # fmt: skip
+def test_a_strange_history_still_gives_a_sane_forecast(how: str) -> None:
+    """At most a little worse than as yesterday."""
+    inputs, at = changed(how), origins(60)
+    result = forecast(inputs, at, DAY)
+    assert np.isfinite(result.quantiles).all()
+    actual = np.stack([inputs.load[1, origin : origin + DAY] for origin in at])
+    ago = np.stack([inputs.load[1, origin - DAY : origin] for origin in at])
+    missed, naive = np.nanmean(np.abs(result.point[:, 1] - actual)), np.nanmean(np.abs(ago - actual))
+    assert missed <= 1.2 * naive + 0.01 * np.nanmean(np.abs(actual)) + 1e-3
+
+
+def test_a_new_meter_is_forecast_from_its_three_days() -> None:
+    inputs = made(60)
+    inputs.load[1, : 57 * DAY] = np.nan
+    result = forecast(inputs, np.array([60 * DAY]), DAY)
+    actual = inputs.load[1, 60 * DAY : 61 * DAY]
+    assert np.abs(result.point[0, 1] - actual).mean() < 0.25 * actual.mean()
+
+
+def test_a_series_without_history_has_no_forecast() -> None:
+    inputs = made(60)
+    inputs.load[1] = np.nan
+    result = forecast(inputs, origins(60), DAY)
+    assert np.isnan(result.point[:, 1]).all()
+    assert np.isnan(result.quantiles[:, 1]).all()
+    assert np.isfinite(result.point[:, [0, 2]]).all()
+
+
+@pytest.mark.parametrize("days", [1, 2, 3, 4, 8])
+def test_few_days_are_enough_to_begin(days: int) -> None:
+    result = forecast(made(days), np.array([days * DAY]), 2 * DAY)
+    assert np.isfinite(result.quantiles).all()
+    assert (result.point > 0).all()
+
+
+def test_one_series_three_days_ahead_in_quarter_hours_from_an_odd_hour() -> None:
+    result = forecast(made(30, 1, day=96), origins(30, 2, day=96, late=37), 288)
+    assert result.point.shape == (2, 1, 288)
+    assert np.isfinite(result.quantiles).all()
+
+
+def test_weather_beyond_its_lead_is_not_used() -> None:
+    inputs = dataclasses.replace(made(60), weather_lead=np.array([30]))
+    at = np.array([60 * DAY])
+    wanted = forecast(inputs, at, 48)
+    weather = inputs.weather.copy()
+    weather[:, 60 * DAY + 30 :] = 99.0
+    got = forecast(dataclasses.replace(inputs, weather=weather), at, 48)
+    np.testing.assert_allclose(got.point, wanted.point)
+    weather[:, 60 * DAY + 3 :] = 99.0
+    assert not np.allclose(forecast(dataclasses.replace(inputs, weather=weather), at, 48).point, wanted.point)

@@ -5,6 +5,7 @@ Nothing of load at or after an origin is used for it, nor weather beyond what wa
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from cloud.engines.forecast.blocks import Blocks
 from cloud.engines.forecast.ensemble import mix, weigh
 from cloud.engines.forecast.inputs import LEVELS, Array, Forecasts, Inputs
-from cloud.engines.forecast.members import DEFAULT, MEMBERS
+from cloud.engines.forecast.members import DEFAULT, MEMBERS, THRIFTY
 from cloud.engines.forecast.quantiles import offsets
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MEMBERS",
     "MODEL",
     "MODEL_VERSION",
+    "THRIFTY",
     "Array",
     "Forecasts",
     "Inputs",
@@ -32,8 +34,9 @@ __all__ = [
 MODEL: Final = "ensemble"
 MODEL_VERSION: Final = "2"
 DAYS_MIN: Final = 3
+_MANY: Final = 200_000  # regressions (series x steps of the day), above which the default is THRIFTY
 _CELLS: Final = 1_000_000  # of history that are worked on at a time, about 1 GB
-_ROLLED: Final = 56  # origins before the first one, from whose errors weights and quantiles are learnt
+_ROLLED: Final = 42  # origins before the first one, from whose errors weights and quantiles are learnt
 
 
 def forecast(
@@ -43,20 +46,27 @@ def forecast(
     *,
     members: Sequence[str] = DEFAULT,
     levels: Sequence[float] = LEVELS,
+    workers: int = 1,
 ) -> Forecasts:
     """Forecast `horizon` steps from each origin.
 
     origins: (O,) ascending steps at the same time of day; load and calendar of the T steps reach to the end of the last
-    horizon (load NaN there).  members: names in MEMBERS; one alone gives that member with its own quantiles.
+    horizon (load NaN there).  members: names in MEMBERS; one alone gives that member with its own quantiles; the
+    default is THRIFTY where there are very many series.
+    workers: threads that share the series where these are many (set OPENBLAS_NUM_THREADS=1 then).
     Raises ValueError where shapes, origins or names do not fit.
     """
     inputs.check(origins, horizon)
     if unknown := sorted(set(members) - set(MEMBERS)):
         raise ValueError(f"members: {', '.join(MEMBERS)} expected, got {', '.join(unknown)}")
+    if tuple(members) == DEFAULT and inputs.load.shape[0] * inputs.steps_per_day > _MANY:
+        members = THRIFTY
     blocks = Blocks.cut(inputs, origins, horizon)
     series = inputs.load.shape[0]
     size = max(1, _CELLS // (blocks.load.shape[0] * blocks.steps_per_day))
-    parts = [_forecast(blocks.of(slice(at, at + size)), horizon, members, levels) for at in range(0, series, size)]
+    slices = [slice(at, at + size) for at in range(0, series, size)]
+    with ThreadPoolExecutor(workers) as pool:
+        parts = list(pool.map(lambda some: _forecast(blocks.of(some), horizon, members, levels), slices))
     return Forecasts(
         np.concatenate([part.point for part in parts], axis=1),
         np.concatenate([part.quantiles for part in parts], axis=1),
@@ -77,9 +87,9 @@ def _forecast(blocks: Blocks, horizon: int, members: Sequence[str], levels: Sequ
     for lead in range(blocks.ahead):
         errors = blocks.load[first + lead : last + lead + 1] - point[:, lead]
         bands.append(offsets(errors, int(asked[0]), lead, levels)[asked - asked[0]])
-    nothing: NDArray[np.bool_] = np.all(np.isnan(blocks.load), axis=(0, 2))
+    begun = np.logical_or.accumulate(np.isfinite(blocks.load).any(axis=2), axis=0)[blocks.origins - 1]  # (O, S)
     chosen = point[asked].transpose(0, 2, 1, 3).reshape(len(asked), series, -1)[:, :, :horizon]
-    chosen = np.where(nothing[:, None], np.nan, chosen)
+    chosen = np.where(begun[..., None], chosen, np.nan)
     band = np.stack(bands, axis=2).reshape(len(asked), series, blocks.ahead * steps, -1)[:, :, :horizon]
     quantiles = np.sort(chosen[..., None] + band, axis=-1)
     return Forecasts(chosen, quantiles, {name: shares[asked, at] for at, name in enumerate(members)})

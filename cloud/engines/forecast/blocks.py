@@ -20,8 +20,8 @@ class Blocks:
     """B blocks of N steps, S series, W weather columns, K blocks ahead.
 
     load: (B, S, N) NaN where missing or not known before the last origin.  filled: the same, each gap taken from the
-    nearest earlier day at that step (0 before the first).  kind: (B, N) 0 … 6 weekday, 7 holiday, 8 made-up
-    working day.
+    nearest earlier day at that step (before the first day, from that).  kind: (B, N) 0 … 6 weekday, 7 holiday,
+    8 made-up working day.
     """
 
     load: Array
@@ -63,7 +63,7 @@ class Blocks:
         yearday = (dates - dates.astype("datetime64[Y]")).astype(float)
         return cls(
             load=np.ascontiguousarray(load),
-            filled=np.nan_to_num(fill_forward(load)),
+            filled=_fill(load),
             kind=kind[days],
             holiday=inputs.holiday.astype(np.int64)[days],
             holiday_day=inputs.holiday_day.astype(np.int64)[days],
@@ -81,6 +81,16 @@ def fill_forward(values: Array) -> Array:
     block = np.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1))
     latest = np.maximum.accumulate(np.where(known, block, 0), axis=0)
     return np.take_along_axis(values, latest, axis=0)
+
+
+def _fill(load: Array) -> Array:
+    """Gaps of (B, S, N) from earlier blocks; those before a series' first block from that."""
+    began = np.argmax(np.isfinite(load).any(axis=2), axis=0)
+    birth = load[began, np.arange(load.shape[1])]  # (S, N)
+    count = np.isfinite(birth).sum(axis=1, keepdims=True)
+    level = np.nansum(birth, axis=1, keepdims=True) / np.maximum(count, 1)
+    filled = fill_forward(load)
+    return np.where(np.isnan(filled), np.where(np.isnan(birth), level, birth), filled)
 
 
 def _cut(values: Array, lead_in: int, count: int, day: int) -> Array:

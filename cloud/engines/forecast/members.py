@@ -17,6 +17,7 @@ from cloud.engines.forecast.weather import seen as look
 
 Member = Callable[[Blocks, int, int], Array]
 _RIDGE: Final = 60.0  # as many days of evidence against leaving the usual day
+_BOUND: Final = 8.0  # medians
 _LOCAL: Final = 100.0  # against leaving what all series have in common
 _POOL: Final = 50.0
 
@@ -24,6 +25,11 @@ _POOL: Final = 50.0
 def naive7(blocks: Blocks, first: int, last: int) -> Array:
     """The latest known block of the same weekday."""
     return _each(blocks, first, last, lambda target, lead: lagged(blocks, target, weeks(lead)))
+
+
+def naive1(blocks: Blocks, first: int, last: int) -> Array:
+    """The latest known block: what is left after a level has shifted."""
+    return _each(blocks, first, last, lambda target, lead: lagged(blocks, target, lead + 1))
 
 
 def mean4(blocks: Blocks, first: int, last: int) -> Array:
@@ -80,6 +86,7 @@ def _regress(
             columns = lags(load, np.nan_to_num(base), lead)
             columns += [ordinary - np.nan_to_num(base)]
         columns += lags(load, ordinary, lead) if not kernel else []
+        lagged_columns = len(columns)
         columns += calendar(blocks, lead) + ([] if kernel else weather(seen, lead))
         shape = base.shape
         x = np.empty((shape[1], shape[2], shape[0], len(columns) + 1))
@@ -87,9 +94,22 @@ def _regress(
         for at, column in enumerate(columns, 1):
             x[..., at] = np.broadcast_to(column, shape).transpose(1, 2, 0)
         y = (blocks.load / scale[:, None] - base).transpose(1, 2, 0)
-        found = rolling_ridge(x, y, first, last, lead, penalty, pool)
+        # An outage teaches nothing, nor what follows it; a constant series stays what it is.
+        bound = _bound(y[:, :, :first])[:, None, None]
+        np.clip(x[..., 1 : 1 + lagged_columns], -bound[..., None], bound[..., None], out=x[..., 1 : 1 + lagged_columns])
+        found = np.clip(
+            rolling_ridge(x, np.clip(y, -bound, bound), first, last, lead, penalty, pool), -bound[:, 0], bound[:, 0]
+        )
         parts.append((found + base[first + lead : last + lead + 1]) * scale[:, None])
     return np.stack(parts, axis=1)
+
+
+def _bound(missed: Array) -> Array:
+    """(S,) beyond which a difference from the base is no ordinary day, from (S, N, B) of the past."""
+    size = np.sort(np.abs(missed).reshape(len(missed), -1), axis=1)  # NaN last
+    known = np.isfinite(size).sum(axis=1)
+    middle = size[np.arange(len(size)), np.maximum(known - 1, 0) // 2]
+    return np.where(known > 0, _BOUND * middle, np.inf)
 
 
 def lagged(blocks: Blocks, target: int, days: int) -> Array:
@@ -104,6 +124,7 @@ def _each(blocks: Blocks, first: int, last: int, guess: Callable[[int, int], Arr
 
 
 MEMBERS: Final[Mapping[str, Member]] = {
+    "naive1": naive1,
     "naive7": naive7,
     "mean4": mean4,
     "ridge": ridge,
@@ -111,4 +132,5 @@ MEMBERS: Final[Mapping[str, Member]] = {
     "kernel": kernel,
     "change": change,
 }
-DEFAULT: Final = ("mean4", "ridge", "pooled", "kernel", "change")
+THRIFTY: Final = ("naive1", "mean4", "pooled")
+DEFAULT: Final = ("naive1", "mean4", "ridge", "pooled", "kernel", "change")

@@ -16,7 +16,6 @@ _PARTS: Final = 6  # of the day, that have their own distribution
 _WHOLE: Final = 0.5  # of the offset comes from the distribution of the whole day
 _DAYS: Final = 56
 _BURN: Final = 2  # days until a scale says something
-_WIDER: Final = 1.06  # what the next day adds that no past day has shown, as measured on earlier windows of all panels
 
 
 def offsets(errors: Array, first: int, lead: int, levels: Sequence[float]) -> Array:
@@ -54,7 +53,7 @@ def offsets(errors: Array, first: int, lead: int, levels: Sequence[float]) -> Ar
         of_part = _quantiles(by_part, level).repeat(steps // parts, axis=1)
         of_day = _quantiles(by_part.reshape(series, 1, -1), level)
         mixed = (1 - _WHOLE) * np.where(np.isnan(of_part), of_day, of_part) + _WHOLE * of_day
-        found[origin - first] = np.nan_to_num(mixed * scale[origin][..., None] * _WIDER)
+        found[origin - first] = np.nan_to_num(mixed * scale[origin][..., None])
     return found
 
 
