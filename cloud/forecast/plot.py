@@ -40,6 +40,8 @@ def picture(
     _by_day(figure.add_subplot(grid[1, 1]), panel, test, missed, label)
     _calibration(figure.add_subplot(grid[1, 2]), panel, test, made, row, label)
     what = f"{label('负荷预测', 'Load forecast')} · {panel.name} · {panel.series[row]} · {method}"
+    if panel.ex_post and not panel.planned:
+        what += f" · {label('天气为实测（事后）', 'weather ex-post')}"
     figure.suptitle(f"{what}\n{_told(one, panel, test, label)}", x=0.01, ha="left", fontsize=11)
     return figure
 
@@ -55,8 +57,6 @@ def _told(one: Scores, panel: Panel, test: Window, label: Label) -> str:
         f"wQL {one.wql:.1f} %",
         f"{label('80% 区间覆盖率', '80 % interval holds')} {100 * one.cov80:.0f} %",
     ]
-    if panel.ex_post and not panel.planned:
-        parts.append(label("天气为实测（事后）", "weather ex-post"))
     return " · ".join(parts)
 
 
