@@ -122,7 +122,7 @@ class Forecaster:
                 naive = forecast(inputs, origin, steps, members=(_NAIVE_MEMBER,))
                 for mixed, instead in ((made.point, naive.point), (made.quantiles, naive.quantiles)):
                     mixed[:, rows] = instead[:, rows]
-                errors[:, rows] = self._errors(self.naive, loads.length)[:, rows]
+                errors[:, rows] = 0.0  # what stands in stays as it is, and the others move
                 told = {**told, "fallback": sorted(worse)}
                 _store(connection, loads, FALLBACK, loads.end, now, *_coherent(made, 0, loads.parents, errors), told)
             connection.execute(
