@@ -179,8 +179,9 @@ stopped (SIGINT) and started again {outage_s:.0f} s later. Nothing else goes wro
 everything else is in [chaos.md](chaos.md), and so is how rows are told to be neither lost nor double.
 
 A gateway has 20 batches on their way at most, and sends them again where no receipt comes: after 10 s, at last every
-60 s. So the broker holds the first batches of each gateway, some of them many times, and the rest waits in the
-gateways' queues. An ingestor takes what the broker lets it have unacknowledged, and holds it until a commit.
+60 s. So the broker holds the first batches of each gateway, many times over, and a status of each every 10 s; the rest
+waits in the gateways' queues. An ingestor takes what the broker lets it have unacknowledged, and holds it until a
+commit.
 """
 AT_THE_BOUND = """\
 What is beyond the broker's bound, `max_queued_bytes` for an ingestor, it drops, though it has acknowledged it to the
