@@ -64,7 +64,8 @@ class Keeper:
         while True:
             await self._has_work.wait()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_full.wait(), GATHER_S)
+                async with asyncio.timeout(GATHER_S):
+                    await self._is_full.wait()
             load, self._load = self._load, None
             self._has_work.clear()
             self._is_full.clear()

@@ -125,6 +125,17 @@ class Uplink:
         self._work.set()
 
     async def run(self) -> None:
+        """For ever. A cancellation is said again until it is heard, see ``_stop_if_told``."""
+        task = asyncio.create_task(self._stay_connected())
+        try:
+            await asyncio.wait({task})
+        finally:
+            while not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=2 * STOP_S)
+        task.result()
+
+    async def _stay_connected(self) -> None:
         where = f"{self._broker.host}:{self._broker.port}"
         wait_s, down = RECONNECT_S, ""
         while True:
@@ -229,6 +240,7 @@ class Uplink:
 
     async def _send(self, client: _Client) -> None:
         while True:
+            _stop_if_told()
             self._work.clear()
             now_s = self._clock.monotonic()
             lost = [seq for seq, deadline_s in self._in_flight.items() if deadline_s <= now_s]
@@ -247,7 +259,8 @@ class Uplink:
             if len(batches) and len(self._in_flight) < WINDOW:
                 continue
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._work.wait(), self._patience_s())
+                async with asyncio.timeout(self._patience_s()):
+                    await self._work.wait()
 
     async def _take(self, now: datetime) -> list[Queued]:
         room = WINDOW - len(self._in_flight)
@@ -265,11 +278,21 @@ class Uplink:
 
     async def _tell_status(self, client: _Client) -> None:
         while True:
+            _stop_if_told()
             await client.say(self._topic(Topic.STATUS), encode(self._status()), retain=True)
             self.acknowledged.set()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), STATUS_S)
+                async with asyncio.timeout(STATUS_S):
+                    await self._news.wait()
             self._news.clear()
+
+
+def _stop_if_told() -> None:
+    """Python 3.11's `asyncio.wait_for`, by which aiomqtt waits, loses a cancellation that comes as its wait ends
+    (cpython issue 86296). Only for tasks without a TaskGroup: 3.11's leaves `cancelling` raised."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 # ---- when TLS does not come about ------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def _report(told: dict[str, Any]) -> Iterator[str]:
 def _lines(lines: list[Document]) -> Iterator[str]:
     yield (
         f"{'rows a message':<24}{'ingest, rows/s':>15}{'lowest to highest':>21}{'COPY, rows/s':>14}{'ratio':>7}{'':<8}"
-        f"{'executemany':>12}{'ratio':>7}{'':<8}{'values/s':>11}{'a commit':>10}"
+        f"{'executemany':>12}{'ratio':>7}{'':<8}{'by message':>12}{'ratio':>7}{'values/s':>13}{'a commit':>10}"
     )
     for one in lines:
         low, high = one["rows_per_s_spread"]
@@ -192,12 +192,10 @@ def _lines(lines: list[Document]) -> Iterator[str]:
         cells = f"{_name(one):<24}{one['rows_per_s']:>15,.0f}{f'{low:,.0f} to {high:,.0f}':>21}"
         cells += f"{one['copy_rows_per_s']:>14,.0f}{one['ratio_to_copy']:>7.2f}"
         cells += f"{_verdict(one['ratio_to_copy'], COPY_TARGET if binding else None):<8}"
-        if "executemany_rows_per_s" in one:
-            cells += f"{one['executemany_rows_per_s']:>12,.0f}{one['ratio_to_executemany']:>7.1f}"
-        else:
-            cells += " " * 19
-        cells += f"{_verdict(one.get('ratio_to_executemany'), EXECUTEMANY_TARGET):<8}"
-        yield f"{cells}{one['values_per_s']:>11,.0f}{one['rows_per_commit']:>10,}"
+        cells += f"{one['executemany_rows_per_s']:>12,.0f}{one['ratio_to_executemany']:>7.1f}"
+        cells += f"{_verdict(one['ratio_to_executemany'], EXECUTEMANY_TARGET):<8}"
+        cells += f"{one['executemany_by_message_rows_per_s']:>12,.0f}{one['ratio_to_executemany_by_message']:>7.1f}"
+        yield f"{cells}{one['values_per_s']:>13,.0f}{one['rows_per_commit']:>10,}"
     yield ""
     yield from _cpu(
         "CPU per row, µs; bytes on the wire",

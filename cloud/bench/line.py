@@ -34,6 +34,7 @@ ROWS_ON_THE_LINE: Final = 200_000
 WINDOW_MAX: Final = 20
 HEADLINE_ROWS: Final = 500
 STEADY_COMMITS: Final = 8
+COMMITS_ENOUGH: Final = 400  # to know the rate of small ones
 COMMIT_FIRST: Final = 20_000  # rows, until it is known how many an ingestor commits at once
 
 Document = dict[str, Any]
@@ -252,8 +253,9 @@ class Line:
         self._expect(table_of(feed.kind), sum(filled), feed.total_rows)
         return {"rows_per_s": feed.total_rows / seconds, "cpu_us_per_row": 1e6 * cpu_s / feed.total_rows}
 
-    def executemany(self, feed: Feed, count: int) -> Document:
-        """The first rows by INSERT … ON CONFLICT DO NOTHING, into a table like it with the unique index it needs."""
+    def executemany(self, feed: Feed, count: int, commit: int) -> Document:
+        """The first rows by INSERT … ON CONFLICT DO NOTHING, ``commit`` at once, into a table like it with the unique
+        index it needs."""
         table = table_of(feed.kind)
         names = column_names(feed.kind)
         rows = tuples(all_rows(msgspec.structs.replace(feed, messages=_enough(feed, count)), self.meter_ids), count)
@@ -268,9 +270,9 @@ class Line:
         query = f"INSERT INTO bench_unique ({', '.join(names)}) VALUES ({marks}) ON CONFLICT DO NOTHING"  # noqa: S608
         filled = 0
         begin_s = time.perf_counter()
-        for first in range(0, len(rows), self.commit):
+        for first in range(0, len(rows), commit):
             with self.connection.transaction(), self.connection.cursor() as cursor:
-                cursor.executemany(query, rows[first : first + self.commit])
+                cursor.executemany(query, rows[first : first + commit])
                 filled += cursor.rowcount
         seconds = time.perf_counter() - begin_s
         self._expect("bench_unique", filled, len(rows))
@@ -285,24 +287,26 @@ class Line:
     # ---- in turns ----------------------------------------------------------------------------------------------------
 
     def compare(self, kind: Kind, rows: int, total: int, running: Ingestors) -> Document:
-        """Line, COPY and (beside one worker) `executemany` take turns, ``rounds`` times: medians of the rates, and of
+        """Line, COPY and `executemany` (at the same commit size, and a message at once, as who acknowledges after each
+        commit would) take turns, ``rounds`` times: medians of the rates, and of
         the ratios of turns beside each other."""
         workers = running.workers
-        told: dict[str, list[Document]] = {"ingest": [], "copy": [], "copy_parallel": [], "executemany": []}
+        turns = ["ingest", "copy", "executemany", "executemany_by_message"] + ["copy_parallel"] * (workers > 1)
+        told: dict[str, list[Document]] = {turn: [] for turn in turns}
         filled = all_rows(self.feed(kind, rows, 20_000), self.meter_ids).filled
         if self.effort.warm:
             self.empty()
             self.ingest(self.feed(kind, rows, total // 5), running)  # and says how much a commit holds
         for i in range(self.effort.rounds):
-            turns = ["ingest", "copy"]
-            turns += ["executemany"] if workers == 1 else ["copy_parallel"]
             for turn in turns if i % 2 == 0 else turns[::-1]:
                 self.empty()
                 feed = self.feed(kind, rows, total)
                 if turn == "ingest":
                     told[turn].append(self.ingest(feed, running))
-                elif turn == "executemany":
-                    told[turn].append(self.executemany(feed, min(self.effort.executemany_rows, feed.total_rows)))
+                elif turn.startswith("executemany"):
+                    commit = rows if turn == "executemany_by_message" else self.commit
+                    count = min(self.effort.executemany_rows, feed.total_rows, commit * COMMITS_ENOUGH)
+                    told[turn].append(self.executemany(feed, count, commit))
                 else:
                     told[turn].append(self.copy(feed, workers if turn == "copy_parallel" else 1))
         ingest = told["ingest"]
@@ -334,18 +338,11 @@ class Line:
         own = [spent[name] for name in ("ingest", "postgres_session") if name in spent]
         # What a core for each process would allow; for ``workers`` of each, a share of the rows is theirs.
         found["ratio_by_cpu"] = spent["copy_session"] / max(own) if max(own) and "postgres_session" in spent else None
-        if told["executemany"]:
-            slow = _median(told["executemany"], "rows_per_s")
+        for turn in turns[2:]:
             found |= {
-                "executemany_rows_per_s": slow,
-                "executemany_rows_per_s_spread": _spread(told["executemany"]),
-                "ratio_to_executemany": _ratio(ingest, told["executemany"]),
-            }
-        if told["copy_parallel"]:
-            parallel = _median(told["copy_parallel"], "rows_per_s")
-            found |= {
-                "copy_parallel_rows_per_s": parallel,
-                "ratio_to_copy_parallel": _ratio(ingest, told["copy_parallel"]),
+                f"{turn}_rows_per_s": _median(told[turn], "rows_per_s"),
+                f"{turn}_rows_per_s_spread": _spread(told[turn]),
+                f"ratio_to_{turn}": _ratio(ingest, told[turn]),
             }
         return found
 

@@ -73,11 +73,13 @@ def run_outage(
     broker_bytes: int | None = None,
     before_s: float = BEFORE_S,
     sample_s: int = SAMPLE_S,
+    held_min: int = 0,
     echo: Callable[[str], None] = lambda line: None,
     logs: Path | None = None,
 ) -> Outage:
     """``broker_bytes``: how much the broker may hold for an ingestor, in flight and as much again queued, if not what
-    production lets it. ``before_s``: with everything well, a few times ``sample_s``."""
+    production lets it. ``before_s``: with everything well, a few times ``sample_s``. ``held_min``: the outage lasts
+    until gateways hold so many batches, however busy the machine is."""
     other = {"sys_interval": sample_s}
     if broker_bytes is not None:
         other |= {"max_queued_bytes": broker_bytes, "max_inflight_bytes": broker_bytes}
@@ -90,7 +92,7 @@ def run_outage(
                 watchers = (_listen(it.stage, told), _watch(it.stage, told, outage, sample_s))
                 watching = [tasks.create_task(each) for each in watchers]
                 await asyncio.sleep(before_s)
-                await _play_out(it, outage)
+                await _play_out(it, outage, held_min)
                 await asyncio.sleep(2 * sample_s)
                 for task in watching:
                     task.cancel()
@@ -100,14 +102,19 @@ def run_outage(
         return asyncio.run(away(folder))
 
 
-async def _play_out(it: Play, outage: Outage) -> None:
+async def _play_out(it: Play, outage: Outage, held_min: int) -> None:
     database, note = it.stage.database, it.trouble.timeline.note
     outage.gone_s = time.monotonic()
     await asyncio.to_thread(database.kill, signal.SIGINT)  # as an administrator stops it
     note("database stopped", f"for {outage.outage_s:.0f} s")
     await asyncio.sleep(outage.outage_s)
-    for account in it.accounts:
-        account.read()
+    while True:
+        held = outage.samples[-1].batches
+        for account in it.accounts:
+            account.read()
+        if held >= held_min:
+            break
+        await asyncio.sleep(0.2)
     waiting = [(account, set(account.collected)) for account in it.accounts]
     database.wanted = True
     returned_s = time.monotonic()
@@ -179,8 +186,9 @@ stopped (SIGINT) and started again {outage_s:.0f} s later. Nothing else goes wro
 everything else is in [chaos.md](chaos.md), and so is how rows are told to be neither lost nor double.
 
 A gateway has 20 batches on their way at most, and sends them again where no receipt comes: after 10 s, at last every
-60 s. So the broker holds the first batches of each gateway, some of them many times, and the rest waits in the
-gateways' queues. An ingestor takes what the broker lets it have unacknowledged, and holds it until a commit.
+60 s. So the broker holds the first batches of each gateway, many times over, and a status of each every 10 s; the rest
+waits in the gateways' queues. An ingestor takes what the broker lets it have unacknowledged, and holds it until a
+commit.
 """
 AT_THE_BOUND = """\
 What is beyond the broker's bound, `max_queued_bytes` for an ingestor, it drops, though it has acknowledged it to the
