@@ -40,7 +40,7 @@ WINDOW_DAYS: Final = 28  # as peers.py
 NEAR_BEST: Final = 1.02
 STEPS_PER_DAY: Final = 96
 HISTORY_DAYS: Final = 60
-CHUNK: Final = 500  # series a call: some 200 MB, whatever the number of series
+CHUNK: Final = 500  # series a call, so that memory does not grow with their number
 PROGRAM_S: Final = 7200
 TARGETS: Final = {
     "mase_ratio_mean": 0.98, "mase_ratio_worst": 1.05, "trees_mase_ratio_mean": 0.95, "trees_mase_ratio_worst": 1.0,
