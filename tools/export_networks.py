@@ -4,8 +4,8 @@ Runs in a venv of its own, since none of these packages is needed by Gridloom:
   pip install simbench pandapower dtu-adn
   python tools/export_networks.py /tmp/networks
 
-Writes OUT/NAME/{nodes,lines,transformers}.csv and loads.npz: node_id (L,), phases (L,), active_w and reactive_var (L, T)
-float32, step_minutes. SimBench: ODbL 1.0 (data); pandapower's European LV feeder: IEEE PES; DTU ADN: MIT.
+Writes OUT/NAME/{nodes,lines,transformers}.csv and loads.npz: node_id (L,), phases (L,), active_w and reactive_var
+(L, T) float32, step_minutes. SimBench: ODbL 1.0 (data); pandapower's European LV feeder: IEEE PES; DTU ADN: MIT.
 """
 
 import csv
@@ -16,21 +16,55 @@ import numpy as np
 import pandas as pd
 
 NODES = ["node_id", "kind", "phases"]
-LINES = ["line_id", "from_node", "to_node", "length_m", "r_ohm_per_km", "x_ohm_per_km", "r0_ohm_per_km", "x0_ohm_per_km",
-         "rated_current_a", "phases"]  # fmt: skip
-TRANSFORMERS = ["transformer_id", "hv_node", "lv_node", "rated_kva", "hv_v", "lv_v", "no_load_loss_w", "load_loss_w",
-                "impedance_percent", "tap", "vector_group"]  # fmt: skip
+LINES = [
+    "line_id",
+    "from_node",
+    "to_node",
+    "length_m",
+    "r_ohm_per_km",
+    "x_ohm_per_km",
+    "r0_ohm_per_km",
+    "x0_ohm_per_km",
+    "rated_current_a",
+    "phases",
+]
+TRANSFORMERS = [
+    "transformer_id",
+    "hv_node",
+    "lv_node",
+    "rated_kva",
+    "hv_v",
+    "lv_v",
+    "no_load_loss_w",
+    "load_loss_w",
+    "impedance_percent",
+    "tap",
+    "vector_group",
+]
 
 
 def write(folder, nodes, lines, transformers, loads):
     folder.mkdir(parents=True, exist_ok=True)
-    for name, head, rows in (("nodes", NODES, nodes), ("lines", LINES, lines), ("transformers", TRANSFORMERS, transformers)):
+    for name, head, rows in (
+        ("nodes", NODES, nodes),
+        ("lines", LINES, lines),
+        ("transformers", TRANSFORMERS, transformers),
+    ):
         with (folder / f"{name}.csv").open("w", newline="") as file:
             out = csv.writer(file)
             out.writerow(head)
             out.writerows(rows)
     np.savez_compressed(folder / "loads.npz", **loads)
-    print(folder.name, len(nodes), "nodes", len(lines), "lines", len(transformers), "transformers", loads["active_w"].shape)
+    print(
+        folder.name,
+        len(nodes),
+        "nodes",
+        len(lines),
+        "lines",
+        len(transformers),
+        "transformers",
+        loads["active_w"].shape,
+    )
 
 
 def pandapower_tables(net):
@@ -39,16 +73,36 @@ def pandapower_tables(net):
     loads = set(net.load.bus) | set(net.asymmetric_load.bus)
     nodes = [(f"n{b}", "source" if b == source else "customer" if b in loads else "bus", "abc") for b in net.bus.index]
     lines = [
-        (f"l{i}", f"n{r.from_bus}", f"n{r.to_bus}", r.length_km * 1000, r.r_ohm_per_km, r.x_ohm_per_km,
-         getattr(r, "r0_ohm_per_km", 4 * r.r_ohm_per_km), getattr(r, "x0_ohm_per_km", 4 * r.x_ohm_per_km),
-         r.max_i_ka * 1000, "abc")
+        (
+            f"l{i}",
+            f"n{r.from_bus}",
+            f"n{r.to_bus}",
+            r.length_km * 1000,
+            r.r_ohm_per_km,
+            r.x_ohm_per_km,
+            getattr(r, "r0_ohm_per_km", 4 * r.r_ohm_per_km),
+            getattr(r, "x0_ohm_per_km", 4 * r.x_ohm_per_km),
+            r.max_i_ka * 1000,
+            "abc",
+        )
         for i, r in enumerate(net.line.itertuples())
-    ]  # fmt: skip
+    ]
     transformers = [
-        (f"t{i}", f"n{r.hv_bus}", f"n{r.lv_bus}", r.sn_mva * 1000, r.vn_hv_kv * 1000, r.vn_lv_kv * 1000, r.pfe_kw * 1000,
-         r.vkr_percent / 100 * r.sn_mva * 1e6, r.vk_percent, 1.0, f"Dyn{round(r.shift_degree / 30)}")
+        (
+            f"t{i}",
+            f"n{r.hv_bus}",
+            f"n{r.lv_bus}",
+            r.sn_mva * 1000,
+            r.vn_hv_kv * 1000,
+            r.vn_lv_kv * 1000,
+            r.pfe_kw * 1000,
+            r.vkr_percent / 100 * r.sn_mva * 1e6,
+            r.vk_percent,
+            1.0,
+            f"Dyn{round(r.shift_degree / 30)}",
+        )
         for i, r in enumerate(net.trafo.itertuples())
-    ]  # fmt: skip
+    ]
     return nodes, lines, transformers
 
 
@@ -73,10 +127,19 @@ def simbench(out, name, code):
         p[i], q[i] = np.roll(p[i], days), np.roll(q[i], days)
     phases = rng.choice(["abc", "a", "b", "c"], len(buses), p=[0.4, 0.2, 0.2, 0.2])
     nodes, lines, transformers = pandapower_tables(net)
-    write(out / name, nodes, lines, transformers, {
-        "node_id": np.array([f"n{b}" for b in buses]), "phases": phases, "active_w": (p * 1e6)[:, :35_040].astype(np.float32),
-        "reactive_var": (q * 1e6)[:, :35_040].astype(np.float32), "step_minutes": 15,
-    })  # fmt: skip
+    write(
+        out / name,
+        nodes,
+        lines,
+        transformers,
+        {
+            "node_id": np.array([f"n{b}" for b in buses]),
+            "phases": phases,
+            "active_w": (p * 1e6)[:, :35_040].astype(np.float32),
+            "reactive_var": (q * 1e6)[:, :35_040].astype(np.float32),
+            "step_minutes": 15,
+        },
+    )
     return (p * 1e6)[:, :35_040]
 
 
@@ -93,10 +156,19 @@ def european(out, shapes):
     year = 1200 * np.abs(year) / np.abs(year).mean(axis=1, keepdims=True)
     nodes, lines, transformers = pandapower_tables(net)
     # The package leaves out the magnetising branch; 0 stays 0.
-    write(out / "european-lv", nodes, lines, transformers, {
-        "node_id": np.array([f"n{b}" for b in table.bus]), "phases": phases, "active_w": year.astype(np.float32),
-        "reactive_var": (year * 0.3287).astype(np.float32), "step_minutes": 15,
-    })  # fmt: skip
+    write(
+        out / "european-lv",
+        nodes,
+        lines,
+        transformers,
+        {
+            "node_id": np.array([f"n{b}" for b in table.bus]),
+            "phases": phases,
+            "active_w": year.astype(np.float32),
+            "reactive_var": (year * 0.3287).astype(np.float32),
+            "step_minutes": 15,
+        },
+    )
 
 
 def dtu(out):
@@ -115,20 +187,47 @@ def dtu(out):
         loads = pd.read_csv(path.parent / "load_and_gen_type" / f"load_{number}.csv")
         profile = pd.read_csv(data / "timeseries_400V" / f"load_profile_{number}.csv")
         customers = set(loads.Node)
-        nodes = [(f"n{b}", "source" if b == int(number) else "customer" if b in customers else "bus", "abc") for b in kv]
+        nodes = [
+            (f"n{b}", "source" if b == int(number) else "customer" if b in customers else "bus", "abc") for b in kv
+        ]
         lines, transformers = [], []
         for i, r in enumerate(line.itertuples()):
             one, two = int(r.F_BUS), int(r.T_BUS)
             if kv[one] == kv[two]:
                 ohm = kv[one] ** 2 / 100  # on 100 MVA
-                lines.append((f"l{i}", f"n{one}", f"n{two}", 1000, r.BR_R * ohm, r.BR_X * ohm, 4 * r.BR_R * ohm,
-                              4 * r.BR_X * ohm, "", "abc"))  # fmt: skip
+                lines.append(
+                    (
+                        f"l{i}",
+                        f"n{one}",
+                        f"n{two}",
+                        1000,
+                        r.BR_R * ohm,
+                        r.BR_X * ohm,
+                        4 * r.BR_R * ohm,
+                        4 * r.BR_X * ohm,
+                        "",
+                        "abc",
+                    )
+                )
             else:
                 hv, lv = (one, two) if kv[one] > kv[two] else (two, one)
                 t = station.loc[(hv, lv)]
                 va = t.smva_base * 1e6
-                transformers.append((f"t{i}", f"n{hv}", f"n{lv}", va / 1000, 10_000, 400, t.pfe_kw * 1000,
-                                     r.BR_R / 100e6 * va * va, 100 * abs(complex(r.BR_R, r.BR_X)) / 100e6 * va, 1.0, "Dyn11"))  # fmt: skip
+                transformers.append(
+                    (
+                        f"t{i}",
+                        f"n{hv}",
+                        f"n{lv}",
+                        va / 1000,
+                        10_000,
+                        400,
+                        t.pfe_kw * 1000,
+                        r.BR_R / 100e6 * va * va,
+                        100 * abs(complex(r.BR_R, r.BR_X)) / 100e6 * va,
+                        1.0,
+                        "Dyn11",
+                    )
+                )
         p, q = np.zeros((len(loads), len(profile))), np.zeros((len(loads), len(profile)))
         for i, r in enumerate(loads.itertuples()):
             if r.slp != "residual" and f"{r.slp}_pu_MW" in profile:
@@ -137,10 +236,19 @@ def dtu(out):
         rated_w = sum(row[3] for row in transformers) * 1000
         scale = min(1.0, 0.6 * rated_w / (p.sum(axis=0).max() * 1e6))
         p, q = p * scale, q * scale
-        write(out / f"dtu-{number}", nodes, lines, transformers, {
-            "node_id": np.array([f"n{n}" for n in loads.Node]), "phases": np.full(len(loads), "abc"),
-            "active_w": (p * 1e6).astype(np.float32), "reactive_var": (q * 1e6).astype(np.float32), "step_minutes": 60,
-        })  # fmt: skip
+        write(
+            out / f"dtu-{number}",
+            nodes,
+            lines,
+            transformers,
+            {
+                "node_id": np.array([f"n{n}" for n in loads.Node]),
+                "phases": np.full(len(loads), "abc"),
+                "active_w": (p * 1e6).astype(np.float32),
+                "reactive_var": (q * 1e6).astype(np.float32),
+                "step_minutes": 60,
+            },
+        )
 
 
 if __name__ == "__main__":

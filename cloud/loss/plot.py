@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -117,7 +117,7 @@ def _rest(axes: "Axes", found: Found, label: Label) -> None:
         axes.plot(time, _column(own, "wh") / 1000, color=BLUE, lw=1.1, label=first["meter_id"])
         if first["named"] and first["since"] is not None:
             since = np.datetime64(first["since"].replace(tzinfo=None), "us")
-            axes.axvline(since, color=INK, ls="--", lw=0.9)
+            axes.axvline(cast(float, since), color=INK, ls="--", lw=0.9)  # dates are fine; matplotlib's types say float
             axes.annotate(
                 f" {label('自', 'since')} {since.astype('datetime64[D]')}\n {first['kind']}",
                 (since, 0.9), xycoords=("data", "axes fraction"), va="top", fontsize=8,
@@ -172,7 +172,7 @@ def _map(axes: "Axes", found: Found, label: Label, figure: "Figure") -> None:
             (x0, y0), (x1, y1) = where[row["parent_id"]], where[row["node_id"]]
             bend = ([x0, x1], [y0, y1]) if located else ([x0, x0, x1], [y0, y1, y1])
             axes.plot(*bend, color=FAINT, lw=0.8, zorder=1)
-    lowest = {}
+    lowest: dict[str, float] = {}
     for node, volts in zip(
         found.voltages["node_id"].to_pylist(), _column(found.voltages, "predicted_min_v"), strict=True
     ):

@@ -129,13 +129,21 @@ def test_our_engine_finds_the_truth_in_the_registry_and_the_registers(built: Sit
     first = (day - world.first_day).days * QUARTERS
     for area in sorted(set(truth["areas"]) - thieves):
         lines = [
-            Line(r["from_node"], r["to_node"], *(float(r[k]) for k in ("length_m", "r_ohm_per_km", "x_ohm_per_km")))
+            Line(r["from_node"], r["to_node"], float(r["length_m"]), float(r["r_ohm_per_km"]), float(r["x_ohm_per_km"]))
             for r in rows(registry / "lines.csv")
             if nodes[r["to_node"]]["area_id"] == area
         ]
-        ratings = ("rated_kva", "hv_v", "lv_v", "no_load_loss_w", "load_loss_w", "impedance_percent")
         transformers = [
-            Transformer(r["hv_node"], r["lv_node"], *(float(r[k]) for k in ratings))
+            Transformer(
+                r["hv_node"],
+                r["lv_node"],
+                float(r["rated_kva"]),
+                float(r["hv_v"]),
+                float(r["lv_v"]),
+                float(r["no_load_loss_w"]),
+                float(r["load_loss_w"]),
+                float(r["impedance_percent"]),
+            )
             for r in rows(registry / "transformers.csv")
             if nodes[r["lv_node"]]["area_id"] == area
         ]
