@@ -125,14 +125,12 @@ class Uplink:
         self._work.set()
 
     async def run(self) -> None:
-        """For ever. A cancellation is said again until it is heard, see ``_stop_if_told``."""
+        """For ever."""
         task = asyncio.create_task(self._stay_connected())
         try:
             await asyncio.wait({task})
         finally:
-            while not task.done():
-                task.cancel()
-                await asyncio.wait({task}, timeout=2 * STOP_S)
+            await end(task)
         task.result()
 
     async def _stay_connected(self) -> None:
@@ -285,6 +283,15 @@ class Uplink:
                 async with asyncio.timeout(STATUS_S):
                     await self._news.wait()
             self._news.clear()
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks that may wait by aiomqtt. A cancellation is said again until it is heard, see ``_stop_if_told``."""
+    running = {task for task in tasks if not task.done()}
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=2 * STOP_S)
 
 
 def _stop_if_told() -> None:

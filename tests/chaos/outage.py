@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import aiomqtt
 
+from gateway.uplink import end
 from tests.chaos.content import METERS
 from tests.chaos.run import Play, Result, play
 from tests.chaos.stage import GATEWAYS, WATCHER, Program, Stage
@@ -94,8 +95,7 @@ def run_outage(
                 await asyncio.sleep(before_s)
                 await _play_out(it, outage, held_min)
                 await asyncio.sleep(2 * sample_s)
-                for task in watching:
-                    task.cancel()
+                await end(*watching)
         return outage
 
     with open_folder() as folder:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import psycopg
 
+from gateway.uplink import end
 from protocols.quantities import Kind
 from tests.chaos.content import (
     KINDS,
@@ -144,9 +145,9 @@ async def play(
         except TimeoutError:
             result.problems.append(f"after {time.monotonic() - quiet_s:.0f} s not everything had its receipt")
         result.settled_s = time.monotonic() - quiet_s
-        checking.cancel()
+        await end(checking)
         with suppress(asyncio.CancelledError):
-            await checking
+            checking.result()
         result.sent_again = trouble.sent_again
         await asyncio.to_thread(_verdict, it, accounts, result)
         if logs:
@@ -175,7 +176,8 @@ async def _until_all_is_promised(it: Stage, accounts: Sequence[Account]) -> None
 async def _check_promises(it: Stage, accounts: Sequence[Account], killed: asyncio.Event, checks: Checks) -> None:
     while True:
         with suppress(TimeoutError):
-            await asyncio.wait_for(killed.wait(), CHECK_S)
+            async with asyncio.timeout(CHECK_S):
+                await killed.wait()
         was_kill = killed.is_set()
         killed.clear()
         # Asked the moment it is back: nobody could set an event for that.

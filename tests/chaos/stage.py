@@ -23,6 +23,7 @@ import psycopg
 from cloud.store.migrations import migrate
 from cloud.store.registry import Registry, read_registry, save_registry
 from gateway.queue import QUEUE_FILE
+from gateway.uplink import end
 from simulators.ports import free_port
 from simulators.services import Postgres, new_password
 from tests.chaos.content import METERS
@@ -216,9 +217,7 @@ async def stage(
             helpers.append(asyncio.create_task(set_up.look_after()))
             yield set_up
         finally:
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
+            await end(*helpers)
             for pid in set_up.children_of_database():
                 with suppress(ProcessLookupError):
                     os.kill(pid, 9)

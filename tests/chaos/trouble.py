@@ -18,6 +18,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from cloud.store.ledger import compact
+from gateway.uplink import end
 from protocols.uplink import MSGPACK, Receipt, Topic, decode, from_us, topic
 from tests.chaos.content import kind_of, payload_of
 from tests.chaos.stage import ON_A_SMALL_DISK, Program, SmallDisk, Stage
@@ -88,8 +89,7 @@ class Trouble:
                 tasks.create_task(self._at(part, piece))
             await self._deal(tasks)
             self._is_over = True
-            for task in always:
-                task.cancel()
+            await end(*always)
 
     async def _at(self, part: float, piece: Awaitable[None]) -> None:
         await asyncio.sleep(part * self._duration_s)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import aiomqtt
 
+from gateway.uplink import end
 from protocols.uplink import (
     Batch,
     Command,
@@ -79,9 +80,9 @@ async def cloud(broker: Broker, gateway: str, *, gives_receipts: bool = True) ->
         try:
             yield side
         finally:
-            listening.cancel()
+            await end(listening)
             with suppress(asyncio.CancelledError, aiomqtt.MqttError):
-                await listening
+                listening.result()
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 30) -> None:

@@ -22,6 +22,7 @@ import aiomqtt
 import pytest
 
 from gateway.marks import Marks
+from gateway.uplink import end
 from protocols.clock import Anchor, write_anchor
 from protocols.quantities import Kind
 from protocols.uplink import Topic, from_us, topic
@@ -60,7 +61,8 @@ async def trouble(
     """The broker dies and comes back, the line is cut, until it is ``enough``."""
     while not enough.is_set():
         with suppress(TimeoutError):
-            await asyncio.wait_for(enough.wait(), chance.uniform(0.2, 1.5))
+            async with asyncio.timeout(chance.uniform(0.2, 1.5)):
+                await enough.wait()
         kind = chance.choice(("broker killed", "broker killed", "line cut", "line cut", "nobody let in"))
         told[kind] += 1
         if kind == "broker killed":
@@ -145,9 +147,7 @@ async def scenario(folder: Path, broker: Mosquitto, chance: random.Random) -> No
             side.loses = lambda: False
             last = await sent_to_the_end(it)
         finally:
-            for task in (*helpers, troubling):
-                task.cancel()
-            await asyncio.gather(*helpers, troubling, return_exceptions=True)
+            await end(*helpers, troubling)
     strictly_once(side, last, told)
     print(f"kill -9: {', '.join(f'{count:,} {what}' for what, count in told.items())}; none lost, none doubled")
     assert told["kills while it collected"] >= KILLS / 3
