@@ -24,6 +24,8 @@ Mask = NDArray[np.bool_]
 
 PROBLEMS_MAX: Final = 20  # told one by one; the rest is counted
 KINDS: Final = ("source", "bus", "customer")
+TAP_STEP: Final = 0.025
+_TURNS: Final = (0.8, 1.2)
 ROLES: Final = ("supply", "customer", "check", "generation")
 PHASES: Final = ("abc", "ab", "bc", "ac", "a", "b", "c")
 AREA: Final = "area"  # where meters.csv names no area, all meters are one
@@ -62,6 +64,15 @@ def _above_0(value: str) -> float:
     if (number := _number(value)) <= 0:
         raise ValueError("more than 0 expected")
     return number
+
+
+def _tap(value: str) -> float:
+    """Ratio of turns over its rating. Nothing is built below 0.8 or above 1.2: any other number is a position."""
+    number = _number(value)
+    ratio = number if _TURNS[0] < number < _TURNS[1] else 1 + TAP_STEP * number
+    if not _TURNS[0] < ratio < _TURNS[1]:
+        raise ValueError("a ratio of turns near 1, or a position of 2.5 % each and 0 in the middle expected")
+    return ratio
 
 
 def _flag(value: str) -> bool:
@@ -120,6 +131,8 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Transformer:
+    """``tap``: turns of the high-voltage side over their rating, 1 in the middle; a position becomes one on reading."""
+
     transformer_id: str = _column(_text)
     hv_node: str = _column(_text)
     lv_node: str = _column(_text)
@@ -129,7 +142,7 @@ class Transformer:
     no_load_loss_w: float = _column(_at_least_0)
     load_loss_w: float = _column(_at_least_0)
     impedance_percent: float = _column(_above_0)
-    tap: float = _column(_number, default=0.0)
+    tap: float = _column(_tap, default=1.0)
     vector_group: str = _column(_text, default="Dyn11")
 
 

@@ -1,11 +1,14 @@
-"""A radial low-voltage area drawn at random: a 10/0.4 kV transformer, feeders with poles, services to customers.
+"""Radial low-voltage areas, read from a folder or drawn: a 10/0.4 kV transformer, feeders with poles, services.
 
-Numbers are those of ordinary urban overhead networks: 95 mm² aluminium bundles (0.32 Ω/km), services of 16 mm²
-(1.91 Ω/km), with three phases 35 mm² (0.868 Ω/km); S11 transformers (GB/T 6451: no-load and load loss by rating).
+Drawn ones have the numbers of ordinary urban overhead networks: 95 mm² aluminium bundles (0.32 Ω/km), services of
+16 mm² (1.91 Ω/km), with three phases 35 mm² (0.868 Ω/km); S11 transformers (GB/T 6451: losses by rating).
 """
 
+import csv
 from dataclasses import dataclass
+from pathlib import Path
 
+import click
 import numpy as np
 import numpy.typing as npt
 
@@ -98,3 +101,72 @@ def draw(rng: np.random.Generator, area: str, phase: npt.NDArray[np.int64], aver
         f"{area}-tr", float(kva), 10_000.0, 400.0, float(TRANSFORMERS[kva][0]), float(TRANSFORMERS[kva][1]),
         IMPEDANCE_PERCENT,
     )  # fmt: skip
+
+
+def read_networks(folder: Path) -> list[AreaNetwork]:
+    """One area for each transformer of a folder with nodes.csv, lines.csv and transformers.csv."""
+
+    def rows(name: str) -> list[dict[str, str]]:
+        try:
+            with (folder / name).open(newline="", encoding="utf-8") as file:
+                return list(csv.DictReader(file))
+        except OSError as error:
+            raise click.ClickException(
+                f"{folder / name}: {error.strerror}; a network needs nodes, lines and transformers"
+            ) from error
+
+    nodes = {row["node_id"]: row for row in rows("nodes.csv")}
+    lines = rows("lines.csv")
+    neighbours: dict[str, list[tuple[str, int]]] = {name: [] for name in nodes}
+    for i, row in enumerate(lines):
+        for near, far in ((row["from_node"], row["to_node"]), (row["to_node"], row["from_node"])):
+            if near not in nodes:
+                raise click.ClickException(
+                    f"{folder / 'lines.csv'}: line {row['line_id']} ends at {near!r}, which nodes.csv does not have"
+                )
+            neighbours[near].append((far, i))
+    found: list[AreaNetwork] = []
+    for row in rows("transformers.csv"):
+        order, used, ends = [row["hv_node"], row["lv_node"]], [], []
+        seen = set(order)
+        for near in order:  # grows while it is walked: nodes in order of depth
+            for far, i in neighbours[near] if near != row["hv_node"] else []:
+                if far not in seen:
+                    seen.add(far)
+                    order.append(far)
+                    used.append(lines[i])
+                    ends.append((order.index(near), len(order) - 1))
+
+        def column(name: str, otherwise: Array | None = None, used: list[dict[str, str]] = used) -> Array:
+            if otherwise is None:
+                return np.array([float(line[name]) for line in used])
+            return np.array([float(line.get(name) or o) for line, o in zip(used, otherwise, strict=True)])
+
+        r, x = column("r_ohm_per_km"), column("x_ohm_per_km")
+        customer = [i for i, name in enumerate(order) if nodes[name]["kind"] == "customer"]
+        if customer:
+            found.append(
+                AreaNetwork(
+                    tuple(order),
+                    tuple(nodes[n]["kind"] for n in order),
+                    tuple(nodes[n].get("phases") or "abc" for n in order),
+                    np.array(customer),
+                    tuple(line["line_id"] for line in used),
+                    np.array([e[0] for e in ends]),
+                    np.array([e[1] for e in ends]),
+                    column("length_m"),
+                    r,
+                    x,
+                    column("r0_ohm_per_km", r + 3 * column("r_neutral_ohm_per_km", r)),
+                    column("x0_ohm_per_km", x + 3 * column("x_neutral_ohm_per_km", x)),
+                    column("rated_current_a", np.full(len(used), 100.0)),
+                    row["transformer_id"],
+                    *(
+                        float(row[name])
+                        for name in ("rated_kva", "hv_v", "lv_v", "no_load_loss_w", "load_loss_w", "impedance_percent")
+                    ),
+                )
+            )
+    if not found:
+        raise click.ClickException(f"{folder}: no transformer feeds a node of kind customer")
+    return found

@@ -4,10 +4,9 @@ The technical loss of the truth comes from power-grid-model (unbalanced, neutral
 tested here is not tested against itself.
 """
 
-import csv
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,39 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cloud.loss import faults, profiles, radial
+from cloud.loss import faults, profiles, radial, records
 from cloud.loss.profiles import STEPS_OF_DAY, Array
+from cloud.loss.records import Area, Fault
 
 FAULTY_SHARE, CHANGED_SHARE, PV_SHARE = 0.05, 0.15, 0.10
 CHANGE: Final = (-0.6, 0.6)
 START: Final = np.datetime64("2026-03-02", "D")
 TAN_PHI: Final = float(np.tan(np.arccos(0.95)))  # lagging
 THREE_PHASE_SHARE: Final = (0.06, 0.5, 1.0)  # of households, shops, workshops
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """customer: index in its area; supplied_from: the area that feeds it (another one for wrong_area)."""
-
-    customer: int
-    kind: str
-    size: float
-    first_step: int
-    supplied_from: int
-
-
-@dataclass(slots=True)
-class Area:
-    """An area's truth and its records before noise. recorded_wh: (T, N) Wh; supplied_wh, technical_wh: (T,) Wh."""
-
-    area_id: str
-    network: radial.AreaNetwork
-    drawn: profiles.Profiles
-    phase: npt.NDArray[np.int64]
-    faults: list[Fault]
-    recorded_wh: Array
-    supplied_wh: Array
-    technical_wh: Array
 
 
 def flow_loss(network: radial.AreaNetwork, node: npt.NDArray[np.int64], power_w: Array, power_var: Array) -> Array:
@@ -179,10 +154,12 @@ def generate(
     start: np.datetime64 = START,
     networks: Sequence[radial.AreaNetwork] | None = None,
     given: Array | None = None,
+    phase_imbalance: bool = False,
 ) -> list[Area]:
     """Areas with loads, faults and losses, before the meters' noise.
 
     networks: used in turn instead of drawn ones. given: (T, K) Wh at 15 minutes, perturbed instead of drawn profiles.
+    phase_imbalance: three-phase customers load their phases unequally, which no record shows; FORMAT.md has none.
     """
     rng = np.random.default_rng(seed)
     if networks:
@@ -199,6 +176,8 @@ def generate(
     made: list[Area] = []
     for index, (phase, kind, mine) in enumerate(zip(phases, kind_of, planned, strict=True)):
         drawn = profiles.draw(rng, kind, phase == 3, phase % 3, start, days)
+        if not phase_imbalance:
+            drawn.phase_share[:, phase == 3] = 1 / 3
         if given is not None:
             load = profiles.perturb(rng, given, len(phase), days)
             # The largest loads have three phases: one phase of a small conductor could not carry them.
@@ -271,101 +250,6 @@ def _supply(rng: np.random.Generator, made: Sequence[Area], index: int) -> tuple
     return technical, technical + (load - roof).sum((1, 2))
 
 
-def truth(made: Sequence[Area], start: np.datetime64) -> list[dict[str, Any]]:
-    """A row for each faulty customer. stolen_wh: what its book misses since the start; over-billing is negative."""
-    rows: list[dict[str, Any]] = []
-    for area in made:
-        for fault in area.faults:
-            true = (area.drawn.load_wh - area.drawn.pv_wh)[fault.first_step :, fault.customer]
-            recorded = 0.0 if fault.kind == "wrong_area" else area.recorded_wh[fault.first_step :, fault.customer]
-            since = start.astype("datetime64[s]") + np.timedelta64(900, "s") * fault.first_step
-            rows.append(
-                {
-                    "meter_id": meter_id(area, fault.customer),
-                    "kind": fault.kind,
-                    "stolen_wh": round(float((true - recorded).sum())),
-                    "since": f"{since}Z",
-                    "area_id": area.area_id,
-                    "supplied_from": made[fault.supplied_from].area_id,
-                    "size": fault.size,
-                }
-            )
-    return rows
-
-
-def meter_id(area: Area, customer: int) -> str:
-    return f"{area.area_id}-m{customer + 1:04d}"
-
-
-def read_networks(folder: Path) -> list[radial.AreaNetwork]:
-    """One area for each transformer of a folder with nodes.csv, lines.csv and transformers.csv."""
-
-    def rows(name: str) -> list[dict[str, str]]:
-        try:
-            with (folder / name).open(newline="", encoding="utf-8") as file:
-                return list(csv.DictReader(file))
-        except OSError as error:
-            raise click.ClickException(
-                f"{folder / name}: {error.strerror}; a network needs nodes, lines and transformers"
-            ) from error
-
-    nodes = {row["node_id"]: row for row in rows("nodes.csv")}
-    lines = rows("lines.csv")
-    neighbours: dict[str, list[tuple[str, int]]] = {name: [] for name in nodes}
-    for i, row in enumerate(lines):
-        for near, far in ((row["from_node"], row["to_node"]), (row["to_node"], row["from_node"])):
-            if near not in nodes:
-                raise click.ClickException(
-                    f"{folder / 'lines.csv'}: line {row['line_id']} ends at {near!r}, which nodes.csv does not have"
-                )
-            neighbours[near].append((far, i))
-    found: list[radial.AreaNetwork] = []
-    for row in rows("transformers.csv"):
-        order, used, ends = [row["hv_node"], row["lv_node"]], [], []
-        seen = set(order)
-        for near in order:  # grows while it is walked: nodes in order of depth
-            for far, i in neighbours[near] if near != row["hv_node"] else []:
-                if far not in seen:
-                    seen.add(far)
-                    order.append(far)
-                    used.append(lines[i])
-                    ends.append((order.index(near), len(order) - 1))
-
-        def column(name: str, otherwise: Array | None = None, used: list[dict[str, str]] = used) -> Array:
-            if otherwise is None:
-                return np.array([float(line[name]) for line in used])
-            return np.array([float(line.get(name) or o) for line, o in zip(used, otherwise, strict=True)])
-
-        r, x = column("r_ohm_per_km"), column("x_ohm_per_km")
-        customer = [i for i, name in enumerate(order) if nodes[name]["kind"] == "customer"]
-        if customer:
-            found.append(
-                radial.AreaNetwork(
-                    tuple(order),
-                    tuple(nodes[n]["kind"] for n in order),
-                    tuple(nodes[n].get("phases") or "abc" for n in order),
-                    np.array(customer),
-                    tuple(line["line_id"] for line in used),
-                    np.array([e[0] for e in ends]),
-                    np.array([e[1] for e in ends]),
-                    column("length_m"),
-                    r,
-                    x,
-                    column("r0_ohm_per_km", r + 3 * column("r_neutral_ohm_per_km", r)),
-                    column("x0_ohm_per_km", x + 3 * column("x_neutral_ohm_per_km", x)),
-                    column("rated_current_a", np.full(len(used), 100.0)),
-                    row["transformer_id"],
-                    *(
-                        float(row[name])
-                        for name in ("rated_kva", "hv_v", "lv_v", "no_load_loss_w", "load_loss_w", "impedance_percent")
-                    ),
-                )
-            )
-    if not found:
-        raise click.ClickException(f"{folder}: no transformer feeds a node of kind customer")
-    return found
-
-
 def read_profiles(path: Path) -> Array:
     """(T, K) Wh at 15 minutes from a parquet file with `time, meter_id, imported_wh`; gaps get the series' mean."""
     table = pq.read_table(path, columns=["time", "meter_id", "imported_wh"])
@@ -375,85 +259,6 @@ def read_profiles(path: Path) -> Array:
     wide = np.full((int(step.max()) + 1, len(meter.dictionary)), np.nan)
     wide[step, meter.indices.to_numpy()] = table["imported_wh"].to_numpy()
     return np.where(np.isnan(wide), np.nanmean(wide, axis=0), wide)
-
-
-def write(made: Sequence[Area], out: Path, *, seed: int, start: np.datetime64, gains: bool = True) -> None:
-    """The folder of FORMAT.md, measured with the meters' noise; `truth.csv` and `truth_areas.csv` beside it."""
-    rng = np.random.default_rng((seed, 1))
-    out.mkdir(parents=True, exist_ok=True)
-    nodes, lines, transformers, meters, tables = [], [], [], [], []
-    time = start.astype("datetime64[us]") + np.arange(len(made[0].supplied_wh)) * np.timedelta64(900_000_000, "us")
-    for area in made:
-        n = area.network
-        for i, name in enumerate(n.node_id):
-            nodes.append((name, n.kind[i], n.phases[i], area.area_id))
-        for i, name in enumerate(n.line_id):
-            a, b = n.from_node[i], n.to_node[i]
-            numbers = (n.length_m, n.r_ohm_per_km, n.x_ohm_per_km, n.r0_ohm_per_km, n.x0_ohm_per_km, n.rated_a)
-            lines.append((name, n.node_id[a], n.node_id[b], *(round(float(v[i]), 6) for v in numbers), n.phases[b]))
-        transformers.append(
-            (
-                n.transformer_id,
-                n.node_id[0],
-                n.node_id[1],
-                n.rated_kva,
-                n.hv_v,
-                n.lv_v,
-                n.no_load_loss_w,
-                n.load_loss_w,
-                n.impedance_percent,
-                0,
-                "Dyn11",
-            )
-        )
-        ids = [f"{area.area_id}-supply"] + [meter_id(area, c) for c in range(len(area.phase))]
-        meters.append((ids[0], n.node_id[0], "supply", "abc", 1, 1, 0.2, area.area_id))
-        for c, p in enumerate(area.phase):
-            meters.append(
-                (ids[c + 1], n.node_id[n.customer_node[c]], "customer", radial.PHASES[p], 1, 1, 1.0, area.area_id)
-            )
-        net = np.concatenate([area.supplied_wh[:, None], area.recorded_wh], axis=1)
-        imported, exported, present = faults.measure(rng, net, np.arange(net.shape[1]) == 0, gains=gains)
-        meter, step = np.nonzero(present.T)
-        columns = {
-            "time": pa.array(time[step], pa.timestamp("us", tz="UTC")),
-            "meter_id": pa.array(ids).take(pa.array(meter)),
-            "imported_wh": imported[step, meter],
-            "exported_wh": exported[step, meter],
-        }
-        tables.append(pa.table(columns))
-    _csv(out / "nodes.csv", "node_id,kind,phases,area_id", nodes)
-    columns_of_lines = (
-        "line_id,from_node,to_node,length_m,r_ohm_per_km,x_ohm_per_km,"
-        "r0_ohm_per_km,x0_ohm_per_km,rated_current_a,phases"
-    )
-    _csv(out / "lines.csv", columns_of_lines, lines)
-    _csv(
-        out / "transformers.csv",
-        "transformer_id,hv_node,lv_node,rated_kva,hv_v,lv_v,no_load_loss_w,load_loss_w,impedance_percent,tap,vector_group",
-        transformers,
-    )
-    _csv(out / "meters.csv", "meter_id,node_id,role,phases,ct_ratio,pt_ratio,accuracy_class,area_id", meters)
-    pq.write_table(pa.concat_tables(tables), out / "measurements.parquet")
-    rows = truth(made, start)
-    _csv(
-        out / "truth.csv",
-        "meter_id,kind,stolen_wh,since,area_id,supplied_from,size",
-        [tuple(row.values()) for row in rows],
-    )
-    missing = [float((a.supplied_wh - a.technical_wh - a.recorded_wh.sum(1)).sum()) for a in made]
-    _csv(
-        out / "truth_areas.csv",
-        "area_id,technical_wh,stolen_wh",
-        [(a.area_id, round(float(a.technical_wh.sum())), round(m)) for a, m in zip(made, missing, strict=True)],
-    )
-
-
-def _csv(path: Path, header: str, rows: Iterable[tuple[Any, ...]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header.split(","))
-        writer.writerows(rows)
 
 
 @click.command(
@@ -503,6 +308,12 @@ Copy and run:
     "--faulty-share", type=click.FloatRange(0, 1), default=FAULTY_SHARE, show_default=True, help="0: honest areas."
 )
 @click.option("--gains/--no-gains", default=True, show_default=True, help="Gain errors of meters.")
+@click.option(
+    "--phase-imbalance/--balanced",
+    default=False,
+    show_default=True,
+    help="Three-phase customers load their phases unequally, which no record shows.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--start",
@@ -514,7 +325,8 @@ Copy and run:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def simulate(
     out: Path, network: str, profiles_path: Path | None, areas: int, customers: int, days: int, difficulty: str,
-    size: float | None, kinds: tuple[str, ...], faulty_share: float, gains: bool, seed: int, start: Any, as_json: bool,
+    size: float | None, kinds: tuple[str, ...], faulty_share: float, gains: bool, phase_imbalance: bool, seed: int,
+    start: Any, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a network with measurements, faults and their truth.
 
@@ -525,10 +337,12 @@ def simulate(
     made = generate(
         seed=seed, areas=areas, customers=customers, days=days, difficulty=difficulty, size=size,
         kinds=kinds or faults.KINDS,
-        faulty_share=faulty_share, start=first, networks=None if network == "builtin" else read_networks(Path(network)),
+        faulty_share=faulty_share, start=first,
+        networks=None if network == "builtin" else radial.read_networks(Path(network)),
         given=read_profiles(profiles_path) if profiles_path else None,
+        phase_imbalance=phase_imbalance,
     )  # fmt: skip
-    write(made, out, seed=seed, start=first, gains=gains)
+    records.write(made, out, seed=seed, start=first, gains=gains)
     summary = {
         "out": str(out),
         "areas": len(made),

@@ -20,7 +20,6 @@ Mask = NDArray[np.bool_]
 
 # Where no reactive energy is measured: power factor 0.95 lagging.
 TAN_PHI: Final = float(np.tan(np.arccos(0.95)))
-_TAP_STEP: Final = 0.025  # of a tap given as a position, not as a ratio
 _SHARE: Final = (-0.3, 1.0)  # of its load that an area may draw beside its records
 _PLAUSIBLE: Final = (0.8, 1.2)
 PHASES: Final = "abc"
@@ -163,11 +162,9 @@ def _line(line: Line) -> model.Line:
 
 
 def _transformer(unit: Transformer) -> model.Transformer:
-    """A tap near 1 is a ratio of turns; any other is a position, 2.5 % each, 0 in the middle."""
-    ratio = unit.tap if _PLAUSIBLE[0] < unit.tap < _PLAUSIBLE[1] else 1 + _TAP_STEP * unit.tap
     return model.Transformer(
         unit.hv_node, unit.lv_node, unit.rated_kva, unit.hv_v, unit.lv_v, unit.no_load_loss_w, unit.load_loss_w,
-        unit.impedance_percent, ratio, unit.vector_group,
+        unit.impedance_percent, unit.tap, unit.vector_group,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cloud.gridloom import gridloom
-from cloud.loss import folder, run, simulate
+from cloud.loss import folder, records, run, simulate
 from cloud.loss.run import Options
 
 START = np.datetime64("2026-03-02")
@@ -25,17 +25,17 @@ SUSPECTS = [
 
 
 @pytest.fixture(scope="module")
-def made() -> list[simulate.Area]:
+def made() -> list[records.Area]:
     return simulate.generate(
         seed=3, areas=1, customers=14, days=DAYS, difficulty="easy", size=0.5, kinds=("scaled",), start=START
     )
 
 
 @pytest.fixture(scope="module")
-def network(made: list[simulate.Area], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def network(made: list[records.Area], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Gains are exact, so that what is left is the theft."""
     path = tmp_path_factory.mktemp("network")
-    simulate.write(made, path, seed=3, start=START, gains=False)
+    records.write(made, path, seed=3, start=START, gains=False)
     return path
 
 
@@ -69,7 +69,7 @@ def test_files_are_as_the_format_says(found: tuple[Path, dict[str, object]]) -> 
 
 
 def test_what_is_unexplained_is_what_was_stolen(
-    made: list[simulate.Area], network: Path, found: tuple[Path, dict[str, object]]
+    made: list[records.Area], network: Path, found: tuple[Path, dict[str, object]]
 ) -> None:
     """Half of a customer's energy, gains exact: the rest of the 80 % interval's width is the network model's."""
     losses = pq.read_table(found[0] / "losses.parquet")
@@ -91,9 +91,7 @@ def test_the_customer_is_named_and_scored(found: tuple[Path, dict[str, object]])
     assert scores["area_coverage"] == 1.0
 
 
-def test_a_fit_takes_over_where_the_network_is_unknown(
-    made: list[simulate.Area], network: Path, tmp_path: Path
-) -> None:
+def test_a_fit_takes_over_where_the_network_is_unknown(made: list[records.Area], network: Path, tmp_path: Path) -> None:
     for name in ("meters.csv", "measurements.parquet"):
         (tmp_path / name).write_bytes((network / name).read_bytes())
     area = run.run(folder.read(tmp_path), Options())[0]

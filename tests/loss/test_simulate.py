@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from cloud.loss import faults, profiles, simulate
+from cloud.loss import faults, profiles, radial, records, simulate
 from cloud.loss.folder import read
 
 pytest.importorskip("power_grid_model", reason="the simulator's truth is power-grid-model's")
@@ -137,8 +137,8 @@ def test_a_customer_in_the_wrong_area_unsettles_both() -> None:
 
 def test_given_network_and_profiles(tmp_path: Path) -> None:
     areas = simulate.generate(seed=6, areas=1, customers=8, days=14, faulty_share=0)
-    simulate.write(areas, tmp_path, seed=6, start=simulate.START)
-    networks = simulate.read_networks(tmp_path)
+    records.write(areas, tmp_path, seed=6, start=simulate.START)
+    networks = radial.read_networks(tmp_path)
     assert len(networks) == 1 and len(networks[0].customer_node) == 8
     given = simulate.read_profiles(tmp_path / "measurements.parquet")
     assert given.shape == (14 * 96, 9)
@@ -146,7 +146,7 @@ def test_given_network_and_profiles(tmp_path: Path) -> None:
     assert again[0].supplied_wh.shape == (21 * 96,) and (again[0].technical_wh > 0).all()
     (tmp_path / "lines.csv").unlink()
     with pytest.raises(Exception, match=r"lines\.csv"):
-        simulate.read_networks(tmp_path)
+        radial.read_networks(tmp_path)
 
 
 def test_days_too_few_for_faults_are_refused() -> None:
