@@ -1,7 +1,7 @@
-"""Loss of each area and business day: measured at the head, explained by the wires, and what is left."""
+"""Loss of each area and business day: measured at the head, explained by the wires, and what is left, with how sure."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, Final
 
@@ -9,72 +9,86 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from cloud.engines.intervals import MISSING
+from cloud.engines.loss import balance
+from cloud.engines.loss.balance import NOT_COMPUTABLE, PROFILE_DAYS, STATES, Errors, Filled, Limits, Meters
 from cloud.engines.loss.flow import NoSolutionError, technical_loss
-from cloud.engines.loss.network import Line, Network, NetworkError, Transformer, compile_network
-from cloud.jobs.calendar import Calendar
-from cloud.jobs.columns import INTERVAL_H, from_mark, read_columns, to_float, to_mark
+from cloud.jobs.areas import (
+    Area,
+    Point,
+    gain_of,
+    load_areas,
+    load_energy,
+    load_head_v,
+    load_points,
+    membership,
+    role_of,
+    source_pu,
+)
+from cloud.jobs.calendar import Calendar, floor_mark
+from cloud.jobs.columns import INTERVAL_H, INTERVAL_S, to_mark
 from protocols.uplink import to_us
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
-HEAD_V_SPAN: Final = timedelta(days=7)
+STEPS_PER_DAY: Final = 86_400 // INTERVAL_S
+# Where more of an area's customers are missing it is the area that was not read: nothing is put in for them.
+_MISSING_MAX: Final = 0.5
 _NAMED_MAX: Final = 3  # missing meters a reason names
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A metering point while it belongs to the area in one role, [start, end)."""
-
-    point_id: int
-    name: str
-    role: str
-    node_id: str
-    start: datetime
-    end: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Area:
-    """``network`` is a sentence instead where it cannot be computed.
-
-    ``head_v``: volts the head meter showed of late, for days on which nobody read them; None where it never did.
-    """
-
-    area_id: str
-    low_percent: float
-    high_percent: float
-    points: tuple[Point, ...]
-    network: Network | str
-    head_v: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Energy:
-    """Net energy of an area's P points in T intervals, import less export: wh, varh (T, P), NaN where missing.
-
-    While a point does not belong to the area it draws nothing there: 0.
-    """
-
-    wh: Array
-    varh: Array
+_AROUND: Final = timedelta(days=PROFILE_DAYS)
 
 
 @dataclass(frozen=True, slots=True)
 class DayLoss:
-    supplied_wh: float | None
-    delivered_wh: float | None
-    technical_wh: float | None
-    aligned: int
+    """Wh. ``lo``, ``hi``: 80 % interval of the unexplained.  ``fed_in``: by the head and by generation.
+
+    ``aligned``: intervals that count.  ``filled``: customers' intervals among them that were put in.
+    """
+
     state: str
     reason: str
+    supplied_wh: float | None = None
+    delivered_wh: float | None = None
+    technical_wh: float | None = None
+    unexplained_wh: float | None = None
+    lo_wh: float | None = None
+    hi_wh: float | None = None
+    fed_in_wh: float | None = None
+    aligned: int = 0
+    filled: int = 0
 
-    @property
-    def unexplained_wh(self) -> float | None:
-        if self.supplied_wh is None or self.delivered_wh is None or self.technical_wh is None:
-            return None
-        return self.supplied_wh - self.delivered_wh - self.technical_wh
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """An area's P points in T intervals, with what was missing put in where its habit is known.
+
+    ``wh``: (T, P) net, 0 while a point does not belong to the area, NaN where nothing could be put in.  ``sd_wh``: its
+    error, 0 where measured.  ``missing``: (T, P).  ``lost``: (T,) the head, or most customers, were not read.
+    ``spread``: (P,) of ``Filled``.  ``varh``: NaN where not measured.
+    """
+
+    points: tuple[Point, ...]
+    supply: Mask
+    customer: Mask
+    member: Mask
+    wh: Array
+    varh: Array
+    export_wh: Array
+    sd_wh: Array
+    spread: Array
+    missing: Mask
+    lost: Mask
+
+    def meters(self, steps: slice, which: Mask) -> Meters:
+        filled = Filled(self.wh[steps, which], self.sd_wh[steps, which], self.missing[steps, which], self.spread[which])
+        return Meters(filled, gain_of([p for p, there in zip(self.points, which, strict=True) if there]))
+
+    def aligned(self, steps: slice, share_max: float) -> Mask:
+        """(T,) intervals that count: the head and most of what was delivered were measured."""
+        there = self.member[steps].any(axis=0)
+        head, drawn = (self.meters(steps, which & there) for which in (self.supply, self.customer))
+        return balance.aligned_steps(head, drawn, share_max) & ~self.lost[steps]
 
 
 def update_losses(
@@ -91,191 +105,195 @@ def update_losses(
         wanted.setdefault(area_id, []).append(day)
     for area in load_areas(connection, list(wanted), now):
         with connection.transaction(), connection.cursor() as cursor:
-            for day in wanted[area.area_id]:
-                start, end = calendar.bounds(day)
-                area = replace(area, points=_load_points(cursor, area.area_id, start, end))
-                head_v = _load_head_v(cursor, area.area_id, start, end) or area.head_v
-                loss = day_loss(area, _load_energy(cursor, area, start, end), source_pu(area.network, head_v))
-                cursor.execute(
+            for days in _runs(wanted[area.area_id]):
+                found = day_losses(cursor, calendar, area, days, first_mark, now)
+                cursor.executemany(
                     _UPSERT,
-                    (
-                        area.area_id, day, loss.supplied_wh, loss.delivered_wh, loss.technical_wh, loss.unexplained_wh,
-                        loss.aligned, calendar.over(day, first_mark, now), loss.state, loss.reason, now,
-                    ),
+                    [
+                        (
+                            area.area_id, day, loss.supplied_wh, loss.delivered_wh, loss.technical_wh,
+                            loss.unexplained_wh, loss.lo_wh, loss.hi_wh, loss.fed_in_wh, loss.aligned, loss.filled,
+                            calendar.over(day, first_mark, now), loss.state, loss.reason, now,
+                        )
+                        for day, loss in zip(days, found, strict=True)
+                    ],
                 )  # fmt: skip
 
 
-def source_pu(network: Network | str, head_v: float | None) -> float:
-    """Voltage at the head over its rating; 1 where it was not measured, or the head meter is not at the source.
+def _runs(days: Sequence[date]) -> Iterator[list[date]]:
+    """Days that follow each other, to be loaded at once; days ascend."""
+    run: list[date] = []
+    for day in days:
+        if run and day - run[-1] > timedelta(days=1):
+            yield run
+            run = []
+        run.append(day)
+    if run:
+        yield run
 
-    A head meter shows volts to neutral, or between the lines where it has two elements.
-    """
-    if head_v is None or isinstance(network, str):
-        return 1.0
-    plausible = [pu for pu in (head_v * 3**0.5 / network.source_v, head_v / network.source_v) if 0.8 < pu < 1.2]
-    return plausible[0] if plausible else 1.0
+
+def day_losses(
+    cursor: psycopg.Cursor[Any],
+    calendar: Calendar,
+    area: Area,
+    days: Sequence[date],
+    first_mark: datetime,
+    now: datetime,
+) -> list[DayLoss]:
+    """Loss of one area on days that follow each other, over the intervals that are over by now."""
+    start = max(calendar.bounds(days[0])[0], first_mark)
+    end = min(calendar.bounds(days[-1])[1], floor_mark(now))
+    if start >= end:
+        return [_OPEN] * len(days)
+    record = load_record(cursor, area.area_id, start, end)
+    first, last = to_mark(np.array([to_us(start), to_us(end)]))
+    spans = []
+    pu = np.ones(last - first)
+    for day in days:
+        bounds = calendar.bounds(day)
+        a, b = (int(np.clip(mark - first, 0, last - first)) for mark in to_mark(np.array([to_us(e) for e in bounds])))
+        spans.append(slice(a, b))
+        pu[a:b] = source_pu(area.network, load_head_v(cursor, area.area_id, *bounds) or area.head_v)
+    limits = Limits(area.low_percent, area.high_percent)
+    use = [record.aligned(span, limits.filled_share_max) for span in spans]
+    technical_wh, why = _technical(area, record, spans, use, pu)
+    return [
+        _day_loss(record, span, aligned, technical_wh[span], why.get(number, ""), limits)
+        for number, (span, aligned) in enumerate(zip(spans, use, strict=True))
+    ]
 
 
-def day_loss(area: Area, energy: Energy, source_pu: float = 1.0) -> DayLoss:
-    """Loss over the aligned intervals: those in which every meter of the area was there. A gap is not a loss."""
-    supply = np.array([point.role == "supply" for point in area.points], bool)
-    customer = np.array([point.role in ("customer", "generation") for point in area.points], bool)
+def load_record(cursor: psycopg.Cursor[Any], area_id: str, start: datetime, end: datetime) -> Record:
+    """The area's meters during [start, end). What a customer's meter misses comes from its days around, where it was
+    read within a week of that day: a gap is not a loss."""
+    points = load_points(cursor, area_id, start, end)
+    ids = [point.point_id for point in points]
+    energy = load_energy(cursor, ids, start, end)
+    supply, customer = role_of(points)
+    member = membership(points, energy.first, len(energy.wh))
+    wh, varh, export_wh = (np.where(member, values, 0.0) for values in (energy.wh, energy.varh, energy.export_wh))
+    missing = np.isnan(wh)
+    absent = missing[:, customer].sum(axis=1)
+    lost = missing[:, supply].any(axis=1) | (absent > _MISSING_MAX * member[:, customer].sum(axis=1))
+    sd_wh, spread = np.zeros_like(wh), np.ones(len(points))
+    gaps = missing & customer & ~lost[:, None]
+    at = np.flatnonzero(gaps.any(axis=0))
+    if len(at):
+        guess, near = _guesses(cursor, [ids[i] for i in at], start, end)
+        here = gaps[:, at] & near
+        wh[:, at] = np.where(here, guess.wh, wh[:, at])
+        sd_wh[:, at] = np.where(here, guess.sd_wh, 0.0)
+        export_wh[:, at] = np.where(here, np.maximum(-guess.wh, 0.0), export_wh[:, at])
+        spread[at] = guess.spread
+    wh[lost[:, None] & missing] = 0.0
+    return Record(
+        points, supply, customer, member, wh, varh, np.nan_to_num(export_wh), sd_wh, spread, missing, lost
+    )  # fmt: skip
+
+
+def _guesses(
+    cursor: psycopg.Cursor[Any], point_ids: Sequence[int], start: datetime, end: datetime
+) -> tuple[Filled, Mask]:
+    """Values for [start, end) from a week to each side, (T, G); (T, G) the meter was read within a week of then."""
+    energy = load_energy(cursor, point_ids, start - _AROUND, end + _AROUND)
+    guess = balance.fill(energy.wh, STEPS_PER_DAY)
+    week = PROFILE_DAYS * STEPS_PER_DAY
+    here = slice(week, len(energy.wh) - week)
+    seen = np.concatenate([np.zeros((1, len(point_ids))), np.isfinite(energy.wh).cumsum(axis=0)])
+    near = seen[2 * week + 1 :] > seen[: len(seen) - 2 * week - 1]
+    return Filled(guess.wh[here], guess.sd_wh[here], guess.filled[here], guess.spread), near
+
+
+def _technical(
+    area: Area, record: Record, spans: Sequence[slice], aligned: Sequence[Mask], source_pu: Array
+) -> tuple[Array, dict[int, str]]:
+    """(T,) technical loss in Wh, NaN where there is none; and the reason, by number of the day."""
+    technical_wh = np.full(len(record.wh), np.nan)
+    if isinstance(area.network, str):
+        return technical_wh, dict.fromkeys(range(len(spans)), area.network)
+    node = area.network.node
+    why: dict[int, str] = {}
+    known = np.array([point.node_id in node for point in record.points], bool)
+    for number, span in enumerate(spans):
+        astray = np.flatnonzero(record.customer & ~known & record.member[span].any(axis=0))
+        if len(astray):
+            name = record.points[astray[0]].node_id
+            why[number] = f"node {name} of a meter is not in the network model; correct the registry"
+    which = record.customer & known
+    column = np.array([node[p.node_id] for p, there in zip(record.points, which, strict=True) if there], np.intp)
+    due = np.zeros(len(record.wh), bool)
+    for number, span in enumerate(spans):
+        due[span] = aligned[number] & (number not in why)
+    while due.any() and len(column):
+        try:
+            wh, varh = record.wh[due][:, which], record.varh[due][:, which]
+            technical_wh[due] = technical_loss(area.network, column, wh, varh, INTERVAL_H, source_pu[due])
+            break
+        except NoSolutionError as error:
+            failed = np.flatnonzero(due)[error.scenarios]
+            for number, span in enumerate(spans):
+                if ((failed >= span.start) & (failed < span.stop)).any():
+                    why[number], due[span] = f"power flow: {error}", False
+    return technical_wh, why
+
+
+def _day_loss(record: Record, span: slice, use: Mask, technical_wh: Array, why: str, limits: Limits) -> DayLoss:
+    if span.start == span.stop:
+        return _OPEN
+    there = record.member[span].any(axis=0)
+    supply, customer = record.supply & there, record.customer & there
     if not supply.any() or not customer.any():
         what = "head meter" if not supply.any() else "customer meter"
-        return DayLoss(None, None, None, 0, "not_computable", f"no {what} on record; add it to the registry")
-    loss_wh = energy.wh[:, supply].sum(axis=1) - energy.wh[:, customer].sum(axis=1)
-    aligned = np.isfinite(loss_wh)
-    if not aligned.any():
-        return DayLoss(None, None, None, 0, "not_computable", _who_is_missing(area.points, energy.wh))
-    supplied_wh = float(energy.wh[aligned][:, supply].sum())
-    delivered_wh = float(energy.wh[aligned][:, customer].sum())
-    if supplied_wh <= 0:
-        reason = "the area fed back more than it drew; a share of the supply says nothing"
-        return DayLoss(supplied_wh, delivered_wh, None, int(aligned.sum()), "not_computable", reason)
-    technical_wh, reason = _technical(
-        area, Energy(energy.wh[aligned][:, customer], energy.varh[aligned][:, customer]), customer, source_pu
+        return DayLoss("not_computable", f"no {what} on record; add it to the registry")
+    silent = _silent(record, span, supply | customer)
+    found = balance.balance(
+        record.meters(span, supply),
+        record.meters(span, customer),
+        record.export_wh[span, customer].sum(axis=1),
+        None if why else technical_wh,
+        np.zeros(span.stop - span.start, np.intp),
+        use=use,
+        step_s=INTERVAL_S,
+        errors=Errors(),
+        limits=limits,
     )
-    percent = 100 * (supplied_wh - delivered_wh) / supplied_wh
-    state = "high" if percent > area.high_percent else "negative" if percent < area.low_percent else "normal"
-    return DayLoss(supplied_wh, delivered_wh, technical_wh, int(aligned.sum()), state, reason)
+    blank = bool(np.isnan(found.supplied_wh[0]))
+    said = str(found.reason[0])
+    if blank and silent:
+        said = f"{silent}; visit or replace"
+    elif silent:
+        said = "; ".join(filter(None, (said, f"{silent}, taken from the days around; visit or replace")))
+    reason = said if found.state[0] == NOT_COMPUTABLE else "; ".join(filter(None, (said, why)))
+
+    def value(of: Array) -> float | None:
+        return None if np.isnan(of[0]) else float(of[0])
+
+    return DayLoss(
+        STATES[found.state[0]], reason, value(found.supplied_wh), value(found.delivered_wh), value(found.technical_wh),
+        value(found.unexplained_wh), value(found.lo_wh), value(found.hi_wh), value(found.input_wh),
+        int(found.aligned[0]), 0 if blank else int(record.missing[span][use][:, customer].sum()),
+    )  # fmt: skip
 
 
-def _technical(area: Area, drawn: Energy, customer: NDArray[np.bool_], source_pu: float) -> tuple[float | None, str]:
-    """Technical loss in Wh, or why there is none."""
-    if isinstance(area.network, str):
-        return None, area.network
-    nodes = [point.node_id for point, there in zip(area.points, customer, strict=True) if there]
-    lost = [node for node in nodes if node not in area.network.node]
-    if lost:
-        return None, f"node {lost[0]} of a meter is not in the network model; correct the registry"
-    column = np.array([area.network.node[node] for node in nodes])
-    try:
-        loss_wh = technical_loss(area.network, column, drawn.wh, drawn.varh, INTERVAL_H, source_pu)
-    except NoSolutionError as error:
-        return None, f"power flow: {error}"
-    return float(loss_wh.sum()), ""
-
-
-def _who_is_missing(points: Sequence[Point], wh: Array) -> str:
-    silent = np.asarray(np.isnan(wh).all(axis=0))
-    gone = [p.name for p, never in zip(points, silent, strict=True) if never and p.role != "check"]
-    if not gone:
-        return "no interval in which every meter was there; see the completeness of its points"
+def _silent(record: Record, span: slice, which: Mask) -> str:
+    """Who was not read at all while it belonged to the area; "" when nobody."""
+    member = record.member[span]
+    never = which & member.any(axis=0) & (record.missing[span] | ~member).all(axis=0)
+    gone = [point.name for point, silent in zip(record.points, never, strict=True) if silent]
     more = f" and {len(gone) - _NAMED_MAX} more" if len(gone) > _NAMED_MAX else ""
-    return f"no reading all day from {', '.join(gone[:_NAMED_MAX])}{more}; visit or replace"
+    return f"no reading all day from {', '.join(gone[:_NAMED_MAX])}{more}" if gone else ""
 
 
-def _load_points(cursor: psycopg.Cursor[Any], area_id: str, start: datetime, end: datetime) -> tuple[Point, ...]:
-    """The area's points during [start, end); one that had two roles is there twice."""
-    cursor.execute(_POINTS, {"area": area_id, "from": start, "to": end})
-    return tuple(Point(*row) for row in cursor)
-
-
-def _load_energy(cursor: psycopg.Cursor[Any], area: Area, start: datetime, end: datetime) -> Energy:
-    points, column_of = np.unique(np.array([point.point_id for point in area.points], np.int64), return_inverse=True)
-    rows = read_columns(
-        cursor,
-        _ENERGY,
-        {"points": points.tolist(), "from": start, "to": end, "missing": MISSING},
-        {"point_id": "integer", "start": "timestamptz", "wh": "bigint", "varh": "bigint"},
-    )
-    span = to_mark(np.array([to_us(start), to_us(end)]))
-    column = np.searchsorted(points, rows["point_id"])
-    step = to_mark(rows["start"]) - span[0]
-    shape = (int(span[1] - span[0]), len(points))
-    wh, varh = np.full(shape, np.nan), np.full(shape, np.nan)
-    wh[step, column], varh[step, column] = to_float(rows["wh"]), to_float(rows["varh"])
-    at = from_mark(np.arange(span[0], span[1]))[:, None]
-    first, last = (np.array([to_us(edge) for edge in edges], np.int64) for edges in _edges(area.points))
-    elsewhere = (at < first) | (at >= last)
-    return Energy(*(np.where(elsewhere, 0.0, values[:, column_of]) for values in (wh, varh)))
-
-
-def _edges(points: Sequence[Point]) -> tuple[list[datetime], list[datetime]]:
-    return [point.start for point in points], [point.end for point in points]
-
-
-def _load_head_v(cursor: psycopg.Cursor[Any], area_id: str, start: datetime, end: datetime) -> float | None:
-    """Mean volts of the head meter on its primary side during [start, end)."""
-    row = cursor.execute(_HEAD_V, {"area": area_id, "from": start, "to": end}).fetchone()
-    return row[0] if row else None
-
-
-def areas_with_head_v(connection: Connection, now: datetime) -> set[str]:
-    """Areas whose head meter showed its voltage of late."""
-    return {area_id for (area_id,) in connection.execute(_WITH_HEAD_V, (now - HEAD_V_SPAN,))}
-
-
-def load_areas(connection: Connection, area_ids: Sequence[str], now: datetime) -> list[Area]:
-    """The areas with their compiled networks, as the registry has them now, and yet without their points."""
-    areas = []
-    for area_id, low, high in connection.execute(
-        "SELECT area_id, loss_low_percent, loss_high_percent FROM area WHERE area_id = ANY(%s) ORDER BY area_id",
-        (list(area_ids),),
-    ).fetchall():
-        network = _load_network(connection, area_id)
-        with connection.cursor() as cursor:
-            head_v = _load_head_v(cursor, area_id, now - HEAD_V_SPAN, now)
-        areas.append(Area(area_id, low, high, (), network, head_v))
-    return areas
-
-
-def _load_network(connection: Connection, area_id: str) -> Network | str:
-    sources = connection.execute(
-        "SELECT node_id FROM network_node WHERE area_id = %s AND kind = 'source'", (area_id,)
-    ).fetchall()
-    if len(sources) != 1:
-        return f"the network model has {len(sources)} sources, one expected; correct the registry"
-    lines = connection.execute(_LINES, (area_id,)).fetchall()
-    transformers = connection.execute(_TRANSFORMERS, (area_id,)).fetchall()
-    try:
-        return compile_network(
-            sources[0][0], [Line(*row) for row in lines], [Transformer(*row) for row in transformers]
-        )
-    except NetworkError as error:
-        return f"network model: {error}"
-
-
-_POINTS: Final = """
-    SELECT point_id, point, i.role, i.node_id, greatest(valid_from, %(from)s), least(valid_to, %(to)s)
-    FROM point_in_area i JOIN metering_point USING (point_id)
-    WHERE i.area_id = %(area)s AND valid_from < %(to)s AND valid_to > %(from)s ORDER BY point_id, valid_from
-"""
-_HEAD_V: Final = """
-    SELECT avg((s.voltage_l1_v + coalesce(s.voltage_l2_v, s.voltage_l1_v) + coalesce(s.voltage_l3_v, s.voltage_l1_v))
-               / 3 * i.pt_ratio)
-    FROM point_in_area p JOIN installation i USING (point_id)
-    JOIN power_sample s ON s.meter_id = i.meter_id AND s.at >= i.valid_from AND s.at < i.valid_to
-     AND s.at >= p.valid_from AND s.at < p.valid_to
-    WHERE p.area_id = %(area)s AND p.role = 'supply' AND s.voltage_l1_v > 0
-      AND s.at >= %(from)s AND s.at < %(to)s
-"""
-_ENERGY: Final = """
-    SELECT point_id, start, energy_import_wh - coalesce(energy_export_wh, 0),
-           coalesce(reactive_import_varh - coalesce(reactive_export_varh, 0), (%(missing)s)::bigint)
-    FROM interval_current
-    WHERE point_id = ANY(%(points)s) AND start >= %(from)s AND start < %(to)s AND energy_import_wh IS NOT NULL
-"""
-_WITH_HEAD_V: Final = """
-    SELECT p.area_id FROM metering_point p JOIN installation i USING (point_id)
-    WHERE p.role = 'supply' AND EXISTS (
-        SELECT FROM power_sample s WHERE s.meter_id = i.meter_id AND s.at >= %s AND s.voltage_l1_v > 0)
-"""
-_LINES: Final = """
-    SELECT from_node, to_node, length_m, r_ohm_per_km, x_ohm_per_km
-    FROM network_line JOIN network_node ON node_id = to_node WHERE area_id = %s
-"""
-_TRANSFORMERS: Final = """
-    SELECT hv_node, lv_node, rated_kva, hv_v, lv_v, no_load_loss_w, load_loss_w, impedance_percent
-    FROM network_transformer JOIN network_node ON node_id = lv_node WHERE area_id = %s
-"""
+_OPEN: Final = DayLoss("not_computable", "no interval of the day is over yet")
 _UPSERT: Final = """
-    INSERT INTO loss_day (area_id, day, supplied_wh, delivered_wh, technical_wh, unexplained_wh, aligned, expected,
-                          state, reason, computed_at)
-    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+    INSERT INTO loss_day (area_id, day, supplied_wh, delivered_wh, technical_wh, unexplained_wh, unexplained_lo_wh,
+                          unexplained_hi_wh, fed_in_wh, aligned, filled, expected, state, reason, computed_at)
+    VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
     ON CONFLICT (area_id, day) DO UPDATE SET
         supplied_wh = excluded.supplied_wh, delivered_wh = excluded.delivered_wh,
         technical_wh = excluded.technical_wh, unexplained_wh = excluded.unexplained_wh,
-        aligned = excluded.aligned, expected = excluded.expected, state = excluded.state,
-        reason = excluded.reason, computed_at = excluded.computed_at
+        unexplained_lo_wh = excluded.unexplained_lo_wh, unexplained_hi_wh = excluded.unexplained_hi_wh,
+        fed_in_wh = excluded.fed_in_wh, aligned = excluded.aligned, filled = excluded.filled,
+        expected = excluded.expected, state = excluded.state, reason = excluded.reason,
+        computed_at = excluded.computed_at
 """

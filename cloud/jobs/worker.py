@@ -11,12 +11,13 @@ from typing import Any, Final
 
 import psycopg
 
+from cloud.jobs.areas import areas_with_head_v
 from cloud.jobs.calendar import Calendar, floor_mark
 from cloud.jobs.completeness import GRACE, SUBSTATION, ask_for_gaps, expect, list_gaps
 from cloud.jobs.derive import changed_days, drain, open_session, put_in_force
 from cloud.jobs.forecast_inputs import STEPS_PER_DAY
 from cloud.jobs.forecasts import Forecaster
-from cloud.jobs.losses import areas_with_head_v, update_losses
+from cloud.jobs.losses import update_losses
 from cloud.jobs.mailbox import Mailbox
 from cloud.jobs.response import Response
 from cloud.jobs.retention import retain

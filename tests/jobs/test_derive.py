@@ -303,7 +303,7 @@ def test_losses_follow_a_point_that_moves_within_the_day(db: Connection, tmp_pat
     state(db, tmp_path, line.format("A1", "", when), line.format("A2", when, ""))
     settle(db)
     day = CALENDAR.day(START)
-    update_losses(db, CALENDAR, [("A1", day), ("A2", day)], first_mark=START, now=NOW)
+    update_losses(db, CALENDAR, [("A1", day), ("A2", day)], first_mark=START, now=at(4))
     rows = db.execute("SELECT area_id, supplied_wh, delivered_wh, aligned FROM loss_day ORDER BY 1").fetchall()
     assert rows == [("A1", 4000.0, 2 * (10 + 300) + 2 * 300, 4), ("A2", None, None, 0)]
 
