@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import Final
 
 from cloud.jobs.calendar import INTERVAL, Calendar, floor_mark
@@ -13,6 +13,7 @@ SILENT: Final = "meter_silent"
 DRIFT: Final = "clock_drift"
 INCOMPLETE: Final = "completeness_low"
 FORECAST: Final = "forecast_worse_than_naive"
+SUSPECT: Final = "suspect_named"
 
 SILENT_AFTER: Final = 2 * INTERVAL
 # After a mark, a sweep and its way to the cloud take this long at most.
@@ -42,13 +43,25 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A whole business day that could be computed, Wh."""
+    """A whole business day that could be computed, Wh.
+
+    ``lo``, ``hi``: 80 % interval of the unexplained.  ``fed_in``: by the head and by generation.  All three, and the
+    state that the uncertainty allows, are None on days of an earlier version.
+    """
 
     day: str
     supplied_wh: float
     delivered_wh: float
     unexplained_wh: float | None
     aligned_share: float
+    lo_wh: float | None = None
+    hi_wh: float | None = None
+    fed_in_wh: float | None = None
+    state: str | None = None
+
+    @property
+    def input_wh(self) -> float:
+        return self.supplied_wh if self.fed_in_wh is None else self.fed_in_wh
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +90,7 @@ class AreaFacts:
     @property
     def judged_losses(self) -> list[Loss]:
         """Days of which enough was measured to judge them."""
-        return [day for day in self.losses if day.aligned_share >= ALIGNED_MIN and day.supplied_wh > 0]
+        return [day for day in self.losses if day.aligned_share >= ALIGNED_MIN and day.input_wh > 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +126,29 @@ class ForecastFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class SuspectFacts:
+    """A customer whom the newest search of its area names.  ``since``: None when before ``from_day``, its first day.
+
+    ``stolen_wh`` with its 80 % interval: missing from the record since then; negative: too much in it.
+    """
+
+    point: str
+    area_id: str
+    kind: str
+    since: datetime | None
+    from_day: date
+    stolen_wh: float
+    lo_wh: float
+    hi_wh: float
+    score: float
+    evidence: str
+
+    @property
+    def subject(self) -> str:
+        return f"meter:{self.point}"
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     rule: str
     subject: str
@@ -134,6 +170,7 @@ def evaluate(
     areas: Iterable[AreaFacts],
     meters: Sequence[MeterFacts],
     forecasts: Iterable[ForecastFacts] = (),
+    suspects: Iterable[SuspectFacts] = (),
     *,
     now: datetime,
     lookahead: timedelta,
@@ -156,6 +193,7 @@ def evaluate(
         findings.append(_worse(one))
         if not one.enough:
             undecided.add((FORECAST, one.series))
+    findings.extend(_suspect(one, calendar) for one in suspects)
     newest = floor_mark(now - SILENT_GRACE)
     sending = _sending(meters, newest)
     for meter in meters:
@@ -229,31 +267,40 @@ def _loss(area: AreaFacts) -> Finding | None:
     if not judged:
         return None
     last = judged[0]
-    percent = 100 * (last.supplied_wh - last.delivered_wh) / last.supplied_wh
+    percent = 100 * (last.supplied_wh - last.delivered_wh) / last.input_wh
     explained = [day for day in judged if day.unexplained_wh is not None][:UNEXPLAINED_DAYS]
-    supplied_wh = sum(day.supplied_wh for day in explained)
+    input_wh = sum(day.input_wh for day in explained)
     unexplained_wh = sum(day.unexplained_wh or 0.0 for day in explained)
-    share = 100 * unexplained_wh / supplied_wh if len(explained) >= UNEXPLAINED_DAYS_MIN else None
+    # Meters are wrong by the same factor each day: what is unsure adds up as it is.
+    low_wh, high_wh = (
+        sum((day.unexplained_wh or 0.0) if edge is None else edge for day, edge in zip(explained, edges, strict=True))
+        for edges in ([day.lo_wh for day in explained], [day.hi_wh for day in explained])
+    )
+    share = 100 * unexplained_wh / input_wh if len(explained) >= UNEXPLAINED_DAYS_MIN else None
     evidence: dict[str, str | float | None] = {
         "day": last.day,
         "loss_percent": round(percent, 2),
         "unexplained_percent": None if share is None else round(share, 2),
         "unexplained_kwh": round(unexplained_wh / 1000, 1),
+        "unexplained_lo_kwh": round(low_wh / 1000, 1),
+        "unexplained_hi_kwh": round(high_wh / 1000, 1),
         "days": len(explained),
     }
     en, zh = f"Area {area.area_id} {area.name_en}", f"台区 {area.area_id} {area.name_zh}"
-    if share is not None and share > UNEXPLAINED_MAX_PERCENT:
+    if share is not None and share > UNEXPLAINED_MAX_PERCENT and low_wh > 0:
+        sure = f" ({low_wh / 1000:.0f} to {high_wh / 1000:.0f})" if high_wh > low_wh else ""
+        sure_zh = f"（{low_wh / 1000:.0f}～{high_wh / 1000:.0f}）" if high_wh > low_wh else ""
         return Finding(
             LOSS,
             area.subject,
             "warning",
-            f"{en}: {unexplained_wh / 1000:.0f} kWh in {len(explained)} days ({share:.1f} % of supply) is lost beyond "
-            "what wires and transformer explain. Look for theft, a bypassed or slow meter, or a wrong CT ratio.",
-            f"{zh}：近 {len(explained)} 天有 {unexplained_wh / 1000:.0f} kWh（占供电量 {share:.1f}%）超出技术线损。"
-            "请排查窃电、旁路、表计偏慢或互感器变比错误。",
+            f"{en}: {unexplained_wh / 1000:.0f} kWh{sure} in {len(explained)} days ({share:.1f} % of supply) is lost "
+            "beyond what wires and transformer explain. Look for theft, a bypassed or slow meter, or a wrong CT ratio.",
+            f"{zh}：近 {len(explained)} 天有 {unexplained_wh / 1000:.0f} kWh{sure_zh}超出技术线损，"
+            f"占供电量 {share:.1f}%。请排查窃电、旁路、表计偏慢或互感器变比错误。",
             evidence,
         )
-    if percent > area.high_percent:
+    if percent > area.high_percent and last.state in (None, "high"):
         return Finding(
             LOSS,
             area.subject,
@@ -264,7 +311,7 @@ def _loss(area: AreaFacts) -> Finding | None:
             "请排查窃电、户变关系缺失和线路过载。",
             evidence,
         )
-    if percent < area.low_percent:
+    if percent < area.low_percent and last.state in (None, "negative"):
         return Finding(
             LOSS,
             area.subject,
@@ -275,6 +322,57 @@ def _loss(area: AreaFacts) -> Finding | None:
             evidence,
         )
     return None
+
+
+# What the record looks like, and what to look for on site; in both languages.
+_KIND: Final = {
+    "scaled": (
+        "a constant share is missing", "恒定比例少计",
+        "CT ratio and wiring, a shunt, a slow meter", "互感器变比与接线、分流、表慢",
+    ),
+    "night": ("it is missing at night", "夜间少计", "a bypass that is switched at night", "夜间投切的旁路"),
+    "peak": ("it is missing in the evening", "晚间少计", "a bypass that is switched in the evening", "晚间投切的旁路"),
+    "cap": ("the record is cut off at a ceiling", "示数封顶", "a limited or saturated CT", "互感器饱和或限流"),
+    "subtract": ("a constant power is missing", "固定功率少计", "a load before the meter", "表前接线的负荷"),
+    "stopped": ("the register stands still", "停走", "a dead meter, an open CT, a bypass", "表坏、互感器开路、旁路"),
+    "intermittent": ("it is missing on some days", "间歇性少计", "a bypass that is switched", "投切的旁路"),
+    "ct_ratio": ("too much is recorded", "多计", "the CT ratio on record against the plate", "铭牌与档案变比"),
+    "wrong_area": ("it is fed by another area", "户变关系错误", "the transformer that feeds it", "实际供电变压器"),
+    "phase_missing": ("one phase is missing", "缺相少计", "the wires of each phase", "各相电压、电流接线"),
+}  # fmt: skip
+
+
+def _suspect(facts: SuspectFacts, calendar: Calendar) -> Finding:
+    begin = facts.since.astimezone(calendar.zone).date() if facts.since else facts.from_day
+    since_en, since_zh = (
+        (f"since {begin}", f"自 {begin} 起") if facts.since else (f"from before {begin} on", f"早于 {begin}")
+    )
+    what_en, what_zh, look_en, look_zh = _KIND.get(facts.kind, (facts.kind, facts.kind, "its wiring", "接线"))
+    less = facts.stolen_wh >= 0
+    sides = (facts.lo_wh, facts.hi_wh) if less else (-facts.hi_wh, -facts.lo_wh)
+    low, high = (f"{edge / 1000:,.0f}" for edge in sides)
+    kwh = f"{abs(facts.stolen_wh) / 1000:,.0f}"
+    is_en, is_zh = ("missing from its record", "未计入") if less else ("too much in its record", "多计")
+    return Finding(
+        SUSPECT,
+        facts.subject,
+        "warning",
+        f"Meter at {facts.point}, area {facts.area_id}: its record explains what the area loses; {what_en}, "
+        f"{since_en}: {kwh} kWh ({low} to {high}) {is_en}. First check by which transformer and on which phases it is "
+        f"fed, then visit; look for {look_en}.",
+        f"台区 {facts.area_id} 计量点 {facts.point}：其电量记录可解释台区不明损耗，{what_zh}，{since_zh}，"
+        f"{is_zh}约 {kwh} kWh（80% 区间 {low}～{high}）。请先核对户变关系和相位，再到现场核查{look_zh}。",
+        {
+            "kind": facts.kind,
+            "since": facts.since.isoformat() if facts.since else None,
+            "from_day": str(facts.from_day),
+            "stolen_kwh": round(facts.stolen_wh / 1000, 1),
+            "stolen_lo_kwh": round(facts.lo_wh / 1000, 1),
+            "stolen_hi_kwh": round(facts.hi_wh / 1000, 1),
+            "log_odds": round(facts.score, 1),
+            "evidence": facts.evidence,
+        },
+    )
 
 
 _WHY: Final = {

@@ -39,6 +39,8 @@ _IN_TIME: Final = timedelta(hours=6)
 # Worse on the sum of a week, of which this many days could be scored.
 JUDGED_DAYS: Final = 7
 JUDGED_DAYS_MIN: Final = 5
+# By less than this one of two is the better by chance.
+WORSE_TIMES: Final = 1.05
 # All runs for two days; then those from the beginning of a day, until `retention` takes them.
 INTRADAY_KEPT: Final = timedelta(days=2)
 _THINNED_MAX: Final = 8  # runs at a time
@@ -65,7 +67,7 @@ class Judged:
 
     @property
     def worse(self) -> bool:
-        return self.enough and self.error_wh > self.naive_error_wh
+        return self.enough and self.error_wh > WORSE_TIMES * self.naive_error_wh
 
 
 @dataclass

@@ -7,7 +7,16 @@ from typing import Any, Final
 import psycopg
 from psycopg.types.json import Jsonb
 
-from cloud.jobs.alerts import UNEXPLAINED_DAYS, AreaFacts, Expected, ForecastFacts, Loss, MeterFacts, evaluate
+from cloud.jobs.alerts import (
+    UNEXPLAINED_DAYS,
+    AreaFacts,
+    Expected,
+    ForecastFacts,
+    Loss,
+    MeterFacts,
+    SuspectFacts,
+    evaluate,
+)
 from cloud.jobs.calendar import INTERVAL, Calendar
 from cloud.jobs.forecasts import judge
 
@@ -22,6 +31,7 @@ def update_alerts(connection: Connection, calendar: Calendar, *, now: datetime, 
             load_areas(cursor, calendar, now, lookahead),
             load_meters(cursor, now),
             load_forecasts(connection, calendar, now),
+            load_suspects(cursor),
             now=now,
             lookahead=lookahead,
             calendar=calendar,
@@ -89,6 +99,11 @@ def load_forecasts(connection: Connection, calendar: Calendar, now: datetime) ->
     ]  # fmt: skip
 
 
+def load_suspects(cursor: psycopg.Cursor[tuple[Any, ...]]) -> list[SuspectFacts]:
+    """Whom the newest search of each area names; a day on which it could not be searched changes nothing."""
+    return [SuspectFacts(*row) for row in cursor.execute(_SUSPECTS)]
+
+
 _NAMES: Final = """
     SELECT 'area:' || area_id, name_en, name_zh FROM area
     UNION ALL SELECT 'feeder:' || feeder_id, name_en, name_zh FROM feeder
@@ -108,7 +123,8 @@ _FORECASTS: Final = """
     ORDER BY series, start
 """
 _LOSSES: Final = """
-    SELECT area_id, day::text, supplied_wh, delivered_wh, unexplained_wh, aligned::float8 / greatest(expected, 1)
+    SELECT area_id, day::text, supplied_wh, delivered_wh, unexplained_wh, aligned::float8 / greatest(expected, 1),
+           unexplained_lo_wh, unexplained_hi_wh, fed_in_wh, CASE WHEN fed_in_wh IS NOT NULL THEN state END
     FROM loss_day WHERE day >= %(from)s AND day < %(to)s AND supplied_wh IS NOT NULL AND delivered_wh IS NOT NULL
     ORDER BY area_id, day DESC
 """
@@ -124,6 +140,12 @@ _METERS: Final = """
     FROM installation i JOIN metering_point p USING (point_id)
     LEFT JOIN gateway_status g USING (gateway) LEFT JOIN meter_state s USING (meter_id)
     WHERE %(now)s BETWEEN i.valid_from AND i.valid_to ORDER BY p.point
+"""
+_SUSPECTS: Final = """
+    SELECT point, s.area_id, kind, since, from_day, stolen_wh, stolen_lo_wh, stolen_hi_wh, score, evidence_en
+    FROM (SELECT area_id, max(day) AS day FROM loss_search WHERE reason = '' GROUP BY area_id) newest
+    JOIN loss_search USING (area_id, day) JOIN loss_suspect s USING (area_id, day) JOIN metering_point USING (point_id)
+    WHERE named ORDER BY s.area_id, rank
 """
 _OPEN: Final = """
     INSERT INTO alert (rule, subject, opened_at, severity, message_en, message_zh, evidence)

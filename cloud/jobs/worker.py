@@ -22,6 +22,7 @@ from cloud.jobs.mailbox import Mailbox
 from cloud.jobs.response import Response
 from cloud.jobs.retention import retain
 from cloud.jobs.rollups import roll_up
+from cloud.jobs.suspects import Search
 from cloud.jobs.watch import update_alerts
 from cloud.store.migrations import Edition, migrations
 from protocols.clock import Clock
@@ -126,6 +127,10 @@ class Cycle:
     _listed: datetime | None = None
     _rolled_up_at: float = float("-inf")
     _retained: date | None = None
+    search: Search = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.search = Search(self.worker.dsn, self.worker.calendar)
 
     def step(self) -> bool:
         """Do what is due. Returns whether it found anything to do."""
@@ -146,13 +151,15 @@ class Cycle:
                 self._deferred_at = time.monotonic()
                 self._guarded("losses", self._losses, now)
                 self._guarded("forecasts", self._forecasts, now)
+                if not self._dirty:
+                    self.search.step(connection, now)
                 self._gaps(now)
                 update_alerts(connection, calendar, now=now, lookahead=worker.lookahead)
         kept = self._keep(now)
         self._mark = floor_mark(now)
         worker.response.step(connection, worker.mailbox, now=now, monotonic_s=worker.clock.monotonic())
         self.behind = len(done) == CHUNKS_MAX or bool(self._dirty) or kept
-        return bool(done) or self.behind
+        return bool(done) or self.behind or self.search.busy
 
     def _keep(self, now: datetime) -> bool:
         """Power rollups often, retention each day, a bounded piece a cycle. Returns whether more is left."""
@@ -215,6 +222,9 @@ class Cycle:
         due = sorted(self._dirty, key=lambda area_day: (area_day[1], area_day[0]), reverse=True)[:AREA_DAYS_MAX]
         self._dirty -= set(due)
         update_losses(self.connection, self.worker.calendar, due, first_mark=self._first_mark, now=now)
+        today = self.worker.calendar.day(now)
+        if any(day < today - timedelta(days=1) for _, day in due):
+            self.search.past_changed()
 
     def _forecasts(self, now: datetime) -> None:
         """Once a mark, when what it brought is here, and at once when the history has grown by a day."""

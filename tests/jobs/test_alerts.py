@@ -1,7 +1,7 @@
 """Alert rules one by one: when they speak, when they stay silent, and when they cannot say."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -12,10 +12,12 @@ from cloud.jobs.alerts import (
     LOSS,
     PEAK,
     SILENT,
+    SUSPECT,
     AreaFacts,
     Expected,
     Loss,
     MeterFacts,
+    SuspectFacts,
     Verdict,
     evaluate,
 )
@@ -73,6 +75,49 @@ def test_loss_out_of_range(losses: list[Loss], says: str | None) -> None:
     verdict = judge(replace(AREA, losses=losses))
     assert [says in finding.message_en for finding in verdict.findings if says] == ([True] if says else [])
     assert len(verdict.findings) == (1 if says else 0)
+
+
+def test_what_is_within_its_uncertainty_is_no_alert() -> None:
+    """2 % unexplained on three days, unsure by 1 or by 3 % of the supply; 9 % lost, where the state does not say high."""
+    days = [loss(f"2026-03-{d}", 4, 2.0) for d in (10, 9, 8)]
+    sure, unsure = (
+        [replace(day, lo_wh=2e4 - wide, hi_wh=2e4 + wide, fed_in_wh=1e6, state="normal") for day in days]
+        for wide in (1e4, 3e4)
+    )
+    (finding,) = judge(replace(AREA, losses=sure)).findings
+    assert "60 kWh (30 to 90) in 3 days" in finding.message_en
+    assert "60 kWh（30～90）" in finding.message_zh
+    assert judge(replace(AREA, losses=unsure)).findings == ()
+    near = replace(loss("2026-03-10", 9, 0.1), state="normal")
+    assert judge(replace(AREA, losses=[near])).findings == ()
+    assert rules(judge(replace(AREA, losses=[replace(near, state="high")]))) == [(LOSS, "area:A1")]
+
+
+SUSPECTED = SuspectFacts(
+    "A1-C14", "A1", "scaled", None, date(2026, 2, 4), 10_500_000, 9_000_000, 12_000_000, 30.2, "the balance misses …"
+)
+
+
+@pytest.mark.parametrize(
+    ("facts", "en", "zh"),
+    [
+        (SUSPECTED, "a constant share is missing, since before 2026-02-04: 10,500 kWh (9,000 to 12,000) missing from",
+         "恒定比例少计，早于 2026-02-04，未计入约 10,500 kWh（80% 区间 9,000～12,000）"),
+        (replace(SUSPECTED, kind="night", since=datetime(2026, 2, 19, 16, tzinfo=UTC)),
+         "it is missing at night, since 2026-02-20: 10,500 kWh", "夜间少计，自 2026-02-20 起"),
+        (replace(SUSPECTED, kind="ct_ratio", stolen_wh=-5_000_000, lo_wh=-6_000_000, hi_wh=-4_000_000),
+         "5,000 kWh (4,000 to 6,000) too much in its record", "多计约 5,000 kWh（80% 区间 4,000～6,000）"),
+        (replace(SUSPECTED, kind="not_yet_known"), "not_yet_known, since before", "not_yet_known，早于"),
+    ],
+)  # fmt: skip
+def test_a_named_suspect_is_told_with_what_to_do(facts: SuspectFacts, en: str, zh: str) -> None:
+    verdict = evaluate([], [], suspects=[facts], now=NOW, lookahead=timedelta(hours=1), calendar=CALENDAR)
+    (finding,) = verdict.findings
+    assert (finding.rule, finding.subject, finding.severity) == (SUSPECT, "meter:A1-C14", "warning")
+    assert en in finding.message_en
+    assert "First check by which transformer and on which phases it is fed, then visit" in finding.message_en
+    assert zh in finding.message_zh
+    assert "请先核对户变关系和相位" in finding.message_zh
 
 
 def test_without_facts_an_alert_stays_as_it_is() -> None:

@@ -1,6 +1,7 @@
 """The whole of `gridloom work` on a real database, with readings of the simulated site and its known truth."""
 
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from itertools import pairwise
@@ -81,6 +82,8 @@ def settle(cycle: Cycle) -> None:
     for _ in range(50):
         if not cycle.step():
             return
+        while cycle.search.busy:
+            time.sleep(0.01)
     pytest.fail("the work never ends")
 
 
@@ -114,6 +117,7 @@ def test_from_samples_to_a_measured_event(store: Store, mailbox: Mailbox, gatewa
     assert one(store, "SELECT sum(expected), sum(received) FROM completeness_day") == (METERS * steps,) * 2
 
     _check_losses(store)
+    _check_suspects(store)
     _check_forecasts(store)
 
     # The demo's stressed area goes above its limit in the evening; the rule looks 30 minutes ahead.
@@ -171,6 +175,21 @@ def _check_losses(store: Store) -> None:
         for (subject,) in store.connection.execute("SELECT subject FROM alert WHERE rule = 'loss_out_of_range'")
     }
     assert stealing <= alerted
+
+
+def _check_suspects(store: Store) -> None:
+    """Who steals is named, an honest customer is not, and a meter that is named has an alert."""
+    rows = store.connection.execute(
+        "SELECT point, area_id, day, stolen_lo_wh < stolen_hi_wh FROM loss_suspect JOIN metering_point USING (point_id)"
+        " WHERE named"
+    ).fetchall()
+    thieves = {m.point for m in store.world.meters if m.habit.value in ("scaled", "bypass")}
+    assert {point for point, *_ in rows} == thieves
+    through = Calendar(zone()).day(START) - timedelta(days=1)
+    assert {(day, ordered) for *_, day, ordered in rows} == {(through, True)}
+    assert one(store, "SELECT count(*), min(customers) > 0, max(reason) FROM loss_search") == (6, True, "")
+    alerted = store.connection.execute("SELECT subject FROM alert WHERE rule = 'suspect_named' AND closed_at IS NULL")
+    assert {subject for (subject,) in alerted} == {f"meter:{point}" for point in thieves}
 
 
 def _check_forecasts(store: Store) -> None:
