@@ -76,10 +76,19 @@ def write(made: Sequence[Area], out: Path, *, seed: int, start: np.datetime64, g
         n = area.network
         for i, name in enumerate(n.node_id):
             nodes.append((name, n.kind[i], n.phases[i], area.area_id))
+        passes_on = set(n.from_node.tolist())
         for i, name in enumerate(n.line_id):
             a, b = n.from_node[i], n.to_node[i]
             numbers = (n.length_m, n.r_ohm_per_km, n.x_ohm_per_km, n.r0_ohm_per_km, n.x0_ohm_per_km, n.rated_a)
-            lines.append((name, n.node_id[a], n.node_id[b], *(round(float(v[i]), 6) for v in numbers), n.phases[b]))
+            lines.append(
+                (
+                    name,
+                    n.node_id[a],
+                    n.node_id[b],
+                    *(round(float(v[i]), 6) for v in numbers),
+                    "abc" if b in passes_on else n.phases[b],
+                )
+            )
         transformers.append(
             (
                 n.transformer_id,

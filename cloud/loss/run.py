@@ -1,6 +1,6 @@
 """Where the energy of a folder's areas went: balance, technical loss, suspects and voltages, written as parquet."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cloud.engines.loss import balance
 from cloud.engines.loss.balance import STATES, Balance, Errors, Filled, Limits, Meters
 from cloud.engines.loss.fitted import PastError, fit_technical
+from cloud.engines.loss.gaps import settle
 from cloud.engines.loss.localise import AreaBalance, Suspects, localise
 from cloud.loss import technical
 from cloud.loss.folder import Folder, Meter
@@ -49,8 +50,9 @@ class AreaRun:
     """One area's answer. T intervals, M customers (generation among them) named ``customers``.
 
     ``how``: flow | fitted | none.  ``use``: (T,) aligned intervals.  ``supplied_wh``: (T,) net at the head, NaN where
-    it was not measured.  ``drawn``: (T, M) net.  ``technical_wh``: (T,) or None.  ``rest_wh``, ``rest_sd_wh``:
-    unexplained of the whole record, with what the intervals not aligned bring in.
+    it was not measured.  ``drawn``: (T, M) net.  ``technical_wh``: (T,) or None.  ``over``: balance of any
+    windows (T,).  ``rest_wh``, ``rest_sd_wh``: unexplained of the whole record, with the intervals that are not
+    aligned.
     """
 
     area_id: str
@@ -66,6 +68,7 @@ class AreaRun:
     days: Balance
     months: Balance
     whole: Balance
+    over: Callable[[Index], Balance]
     rest_wh: float
     rest_sd_wh: float
     voltages: pa.Table | None
@@ -111,15 +114,21 @@ def _utc(day: date, zone: ZoneInfo) -> str:
 def run(folder: Folder, options: Options, progress: Progress = lambda line: None) -> list[AreaRun]:
     """The answer for each area of a folder, in the order of its meters.csv."""
     days = calendar(folder.measurements.time, folder.measurements.step_s, options.zone)
-    runs = []
-    for number, area_id in enumerate(folder.areas, 1):
-        progress(f"area {number} of {len(folder.areas)}: {area_id}")
-        runs.append(_area(folder, area_id, options, days))
+    runs = list(balance_areas(folder, options, days, progress))
     known = [area for area in runs if area.use.any()]
     progress(f"customers of {len(known)} areas")
     found = localise([_for_localise(area, folder, days) for area in known]) if known else []
     by_area = {area.area_id: suspects for area, suspects in zip(known, found, strict=True)}
     return [replace(area, suspects=by_area.get(area.area_id)) for area in runs]
+
+
+def balance_areas(
+    folder: Folder, options: Options, days: Calendar, progress: Progress = lambda line: None
+) -> Iterator[AreaRun]:
+    """Each area's answer but for who explains it."""
+    for number, area_id in enumerate(folder.areas, 1):
+        progress(f"area {number} of {len(folder.areas)}: {area_id}")
+        yield _area(folder, area_id, options, days)
 
 
 def _for_localise(area: AreaRun, folder: Folder, days: Calendar) -> AreaBalance:
@@ -161,6 +170,10 @@ def _area(folder: Folder, area_id: str, options: Options, days: Calendar) -> Are
     found = _Technical("none", "")
     if use.any():
         found = _technical(folder, area_id, (heads, drawing), (head, drawn), supplied_wh, use, options, days)
+    settled = None
+    if found.wh is not None:
+        settled = settle(supplied_wh, drawn.filled, found.wh, use, steps_per_day)
+        drawn = Meters(settled.drawn, drawn.gain)
     # A fitted loss has the meters' usual gain error in it, so what is left has it no more.
     sides = (_no_gain(head), _no_gain(drawn)) if found.how == "fitted" else (head, drawn)
 
@@ -173,11 +186,9 @@ def _area(folder: Folder, area_id: str, options: Options, days: Calendar) -> Are
 
     whole = over(np.zeros(steps, np.intp))
     rest_wh = rest_sd_wh = np.nan
-    if found.wh is not None:
-        rest_wh, gap_sd_wh = balance.total_unexplained(
-            np.where(use, supplied_wh, 0.0), drawn.filled.wh.sum(axis=1), found.wh, use, steps_per_day
-        )
-        rest_sd_wh = float(np.hypot((whole.hi_wh[0] - whole.lo_wh[0]) / 2 / balance.Z80, gap_sd_wh))
+    if settled is not None:
+        rest_wh = float(settled.rest_wh.sum())
+        rest_sd_wh = float(np.hypot((whole.hi_wh[0] - whole.lo_wh[0]) / 2 / balance.Z80, settled.gap_sd_wh))
     volts = None
     if found.flow is not None:
         limits = options.voltage_low, options.voltage_high
@@ -185,7 +196,7 @@ def _area(folder: Folder, area_id: str, options: Options, days: Calendar) -> Are
     return AreaRun(
         area_id, tuple(rows[i].meter_id for i in drawing), found.how, found.why, use, supplied_wh,
         float(head.gain.mean()) if heads else 0.0, drawn.filled, found.wh,
-        over(np.arange(steps)), over(days.day), over(days.month), whole, rest_wh, rest_sd_wh, volts,
+        over(np.arange(steps)), over(days.day), over(days.month), whole, over, rest_wh, rest_sd_wh, volts,
         technical.tree(found.flow, folder, area_id) if found.flow else None,
     )  # fmt: skip
 
@@ -202,14 +213,15 @@ def _technical(
 ) -> _Technical:
     """By flow where the network is known, else fitted on the area's own past, else none; with the reason."""
     why = ""
+    measured = folder.measurements
+    steps_per_day = max(1, 86_400 // measured.step_s)
     drawn_wh = sides[1].filled.wh
     if not options.fit:
         flow = technical.area_flow(folder, area_id, *columns)
-        solved = flow if isinstance(flow, str) else flow.solve(drawn_wh, supplied_wh, use, days.day)
+        solved = flow if isinstance(flow, str) else flow.solve(sides[1].filled, supplied_wh, use, steps_per_day)
         if not isinstance(flow, str) and not isinstance(solved, str):
             return _Technical("flow", "", solved, None, flow)
         why = f"{solved}; "
-    measured = folder.measurements
     each = np.arange(len(measured.time))
     variances = [_no_gain(side).variance(use, each, options.errors, measured.step_s) for side in sides]
     total_wh = drawn_wh[use].sum(axis=0)
@@ -221,7 +233,7 @@ def _technical(
             use & (days.day < options.past_days),
             np.sqrt(sum(variances)),
             float(np.hypot(sides[0].gain.mean(), drawn_gain)),
-            steps_per_day=max(1, 86_400 // measured.step_s),
+            steps_per_day=steps_per_day,
             phase_share=_phase_share([folder.meters.rows[i].phases for i in columns[1]]),
         )
     except PastError as error:

@@ -54,7 +54,8 @@ def flow_loss(network: radial.AreaNetwork, node: npt.NDArray[np.int64], power_w:
         "id": 300_000, "from_node": 0, "to_node": 1, "from_status": 1, "to_status": 1, "u1": network.hv_v,
         "u2": network.lv_v,
         "sn": network.rated_kva * 1e3, "uk": network.impedance_percent / 100, "pk": network.load_loss_w,
-        "i0": max(0.01, network.no_load_loss_w / network.rated_kva / 1e3), "p0": network.no_load_loss_w,
+        # The folder has no column for a magnetising current.
+        "i0": network.no_load_loss_w / network.rated_kva / 1e3, "p0": network.no_load_loss_w,
         "winding_from": pgm.WindingType.delta, "winding_to": pgm.WindingType.wye_n, "clock": 11,
         "tap_side": pgm.BranchSide.from_side, "tap_pos": 0, "tap_min": -1, "tap_max": 1, "tap_nom": 0,
         "tap_size": network.hv_v / 40,

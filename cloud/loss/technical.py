@@ -10,8 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cloud.engines.loss import network as model
-from cloud.engines.loss.balance import sums
+from cloud.engines.loss.balance import Filled, sums
 from cloud.engines.loss.flow import Flow, NoSolutionError, Placed, place, solve
+from cloud.engines.loss.gaps import settle
 from cloud.loss.folder import Folder, Line, Transformer
 
 Array = NDArray[np.float64]
@@ -36,33 +37,57 @@ class AreaFlow:
     source_pu: Array | float
     voltage_pu: Array | None = None
 
-    def solve(self, drawn_wh: Array, supplied_wh: Array, use: Mask, day: Index) -> Array | str:
+    def solve(self, drawn: Filled, supplied_wh: Array, use: Mask, steps_per_day: int) -> Array | str:
         """(T,) Wh technical loss, or why there is none.
 
-        drawn_wh: (T, M) net.  supplied_wh: (T,) NaN where unknown.  use: (T,) aligned.  day: (T,) ascending.
-        What was drawn beside the records heats the wires as well. Each day's unexplained share of the import, of a
-        first run on the records alone, is put on top of every customer's import for the second: without it the loss
-        that a theft causes would be taken for theft.
+        drawn: (T, M) net.  supplied_wh: (T,) NaN where unknown.  use: (T,) aligned.
+        What was drawn beside the records heats the wires as well: what each interval leaves unexplained is put on top
+        of every customer's import, and the flow solved again. Without it the loss that a theft causes would be taken
+        for theft. A theft's marginal loss is some percent of it, so that two rounds are enough.
         """
-        active = np.ascontiguousarray(drawn_wh.T) / self.step_h
-        reactive = np.maximum(active, 0) * TAN_PHI
+        active = np.ascontiguousarray(drawn.wh.T) / self.step_h
+        reactive = _reactive(drawn.wh, steps_per_day).T / self.step_h
         if self.varh is not None:
             reactive = np.where(np.isnan(self.varh.T), reactive, self.varh.T / self.step_h)
+        imported = np.maximum(drawn.wh, 0).sum(axis=1)
+        scale = np.ones_like(active)
         try:
-            flow = self._flow(active, reactive, voltages=False)
-            rest = np.where(use, supplied_wh - drawn_wh.sum(axis=1) - flow.loss_w * self.step_h, 0.0)
-            imported = np.where(use, np.maximum(drawn_wh, 0).sum(axis=1), 0.0)
-            share = sums(rest, day) / np.maximum(sums(imported, day), 1.0)
-            more = 1 + np.clip(share, *_SHARE)[day]
-            scale = np.where(active > 0, more, 1.0)
-            flow = self._flow(active * scale, reactive * scale, voltages=True)
+            for last in (False, False, True):
+                flow = self._flow(active * scale, reactive * scale, voltages=last)
+                technical_wh = np.asarray(flow.loss_w * self.step_h, np.float64)
+                if not last:
+                    rest = settle(supplied_wh, drawn, technical_wh, use, steps_per_day).rest_wh
+                    more = 1 + np.clip(rest / np.maximum(imported, 1.0), *_SHARE)
+                    scale = np.where(active > 0, more, 1.0)
         except NoSolutionError as error:
             return f"power flow: {error}"
         self.voltage_pu = flow.voltage_pu
-        return np.asarray(flow.loss_w * self.step_h, np.float64)
+        return technical_wh
 
     def _flow(self, active: Array, reactive: Array, *, voltages: bool) -> Flow:
         return solve(self.placed, active, reactive, source_pu=self.source_pu, voltages=voltages)
+
+
+def _reactive(drawn_wh: Array, steps_per_day: int) -> Array:
+    """(T, M) varh at power factor 0.95 of what is drawn.
+
+    A roof makes active power only: the reactive of the load behind it does not go away with the import. By day such a
+    load is taken as its own nights' times what the median of the customers without a roof has by day over by night.
+    """
+    drawn = np.maximum(drawn_wh, 0)
+    roof = (drawn_wh < 0).any(axis=0)
+    time_of_day = np.arange(len(drawn)) % steps_per_day
+    feeding = np.bincount(time_of_day, (drawn_wh < 0).any(axis=1), steps_per_day) > 0
+    night = ~feeding[time_of_day]
+    if roof.any() and not roof.all() and night.any():
+        usual = drawn[night].mean(axis=0)
+        others = ~roof & (usual > 0)
+        count = np.maximum(np.bincount(time_of_day, minlength=steps_per_day), 1)
+        by_time = np.stack([np.bincount(time_of_day, wh, steps_per_day) / count for wh in drawn[:, others].T], axis=1)
+        shape = np.median(by_time / usual[others], axis=1)[time_of_day] if others.any() else np.zeros(len(drawn))
+        behind = np.maximum(drawn[:, roof], shape[:, None] * usual[roof])
+        drawn[:, roof] = np.where(night[:, None], drawn[:, roof], behind)
+    return np.asarray(drawn * TAN_PHI, np.float64)
 
 
 def area_flow(folder: Folder, area_id: str, heads: Sequence[int], drawing: Sequence[int]) -> AreaFlow | str:

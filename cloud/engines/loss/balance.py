@@ -28,8 +28,8 @@ Z80: Final = 1.2815515655446004  # a normal's 10 % and 90 % points: an 80 % inte
 STATES: Final = ("normal", "high", "negative", "not_computable")
 NORMAL, HIGH, NEGATIVE, NOT_COMPUTABLE = range(4)
 PROFILE_DAYS: Final = 7  # to each side
-_FILLED_SHARE_MAX: Final = 0.1  # of an interval's deliveries
-_SMOOTHING_DAYS: Final = 10.0  # of prior weight for the spread of one time of day
+_FILLED_SHARE_MAX: Final = 0.3  # of an interval's deliveries
+SMOOTHING_DAYS: Final = 10.0  # of prior weight for the spread of one time of day
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def fill(wh: Array, steps_per_day: int, *, estimated: Mask | None = None, level:
     known = by_day(np.where(unsure, 0.0, wh))
     seen = there.sum(axis=(0, 1))
     mean = known.sum(axis=(0, 1)) / np.maximum(seen, 1)
-    around, count = _within_days(known) - known, _within_days(there) - there
+    around, count = within_days(known) - known, within_days(there) - there
     profile = np.where(count > 0, around / np.maximum(count, 1), mean)
     if level:
         # A day of few readings stays near its habit: a quarter of a day is the prior.
@@ -127,7 +127,7 @@ def fill(wh: Array, steps_per_day: int, *, estimated: Mask | None = None, level:
 
     def at_time_of_day(miss: Array, where: Mask, variance: Array) -> Array:
         squares, number = by_day(miss**2).sum(axis=0), by_day(where.astype(float)).sum(axis=0)
-        here = (squares + _SMOOTHING_DAYS * variance) / (number + _SMOOTHING_DAYS)
+        here = (squares + SMOOTHING_DAYS * variance) / (number + SMOOTHING_DAYS)
         return np.asarray(np.tile(np.sqrt(here), (days, 1))[:steps], np.float64)
 
     mixed = weight * miss_between + (1 - weight) * miss_profile
@@ -145,7 +145,7 @@ def fill(wh: Array, steps_per_day: int, *, estimated: Mask | None = None, level:
     return Filled(filled_wh, np.where(unsure, sd, 0.0), blank, (1 + correlation) / (1 - correlation))
 
 
-def _within_days(values: Array) -> Array:
+def within_days(values: Array) -> Array:
     """Sums over the days within ``PROFILE_DAYS`` to each side, per time of day and meter; values (D, S, M)."""
     days = len(values)
     running = np.concatenate([np.zeros((1, *values.shape[1:])), np.cumsum(values, axis=0)])
@@ -308,15 +308,3 @@ def _words(state: NDArray[np.int8], percent: Array, margin: Array, limits: Limit
         else:
             reason[at] = [f"loss {p:.2f} ± {m:.2f} % {words}" for p, m in zip(percent[at], margin[at], strict=True)]
     return reason
-
-
-def total_unexplained(
-    supplied_wh: Array, delivered_wh: Array, technical_wh: Array, use: Mask, steps_per_day: int
-) -> tuple[float, float]:
-    """Unexplained Wh over all T intervals, and the standard deviation that the intervals bring which are not aligned.
-
-    They are filled like a meter's: from the same time of day in the days around.
-    """
-    rest = np.where(use, supplied_wh - delivered_wh - technical_wh, np.nan)[:, None]
-    whole = fill(rest, steps_per_day, level=False)
-    return float(whole.wh.sum()), float(np.sqrt((whole.sd_wh**2).sum() * min(float(whole.spread[0]), 10.0)))
