@@ -1,7 +1,7 @@
 """Load, forecast and loss: the derived tables, which are small. No route here reads raw samples."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from http import HTTPStatus
 from typing import Annotated
 
@@ -23,6 +23,9 @@ from cloud.api.models import (
     LossTotal,
     Point,
     Registry,
+    Searched,
+    Suspect,
+    Suspects,
 )
 from cloud.api.problems import Problem
 
@@ -264,11 +267,12 @@ async def losses(site: SiteNeeded, days: DaysAsked, area: AreaAsked = None) -> L
             """
             SELECT area_id AS area, day, supplied_wh / 1000 AS supplied_kwh, delivered_wh / 1000 AS delivered_kwh,
                    technical_wh / 1000 AS technical_kwh, unexplained_wh / 1000 AS unexplained_kwh,
-                   100 * (supplied_wh - delivered_wh) / nullif(supplied_wh, 0) AS loss_percent,
-                   100 * technical_wh / nullif(supplied_wh, 0) AS technical_percent,
-                   100 * unexplained_wh / nullif(supplied_wh, 0) AS unexplained_percent,
-                   aligned, expected, state, reason
-            FROM loss_day
+                   unexplained_lo_wh / 1000 AS unexplained_lo_kwh, unexplained_hi_wh / 1000 AS unexplained_hi_kwh,
+                   100 * (supplied_wh - delivered_wh) / input_wh AS loss_percent,
+                   100 * technical_wh / input_wh AS technical_percent,
+                   100 * unexplained_wh / input_wh AS unexplained_percent,
+                   aligned, filled, expected, state, reason
+            FROM loss_day CROSS JOIN LATERAL (SELECT nullif(coalesce(fed_in_wh, supplied_wh), 0) AS input_wh) i
             WHERE (%(area)s::text IS NULL OR area_id = %(area)s)
               AND (%(from)s::date IS NULL OR day >= %(from)s) AND (%(to)s::date IS NULL OR day < %(to)s)
             ORDER BY area_id, day
@@ -278,21 +282,80 @@ async def losses(site: SiteNeeded, days: DaysAsked, area: AreaAsked = None) -> L
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Search:
+    area: str
+    day: date
+    from_day: date
+    customers: int
+    reason: str
+    searched_at: datetime
+
+
+@router.get("/v1/suspects", summary="Whom to visit first: customers whose records explain what their area loses")
+async def suspects(
+    site: SiteNeeded,
+    area: AreaAsked = None,
+    day: Annotated[date | None, Query(description="last day looked at; default: each area's newest search")] = None,
+) -> Suspects:
+    """Ranked within each area, ten at most. Searched once a day over up to 90 whole days.
+
+    `named` ones are worth a visit, after topology and phases were checked; others are as likely as not.
+    """
+    await known_area(site, area)
+    asked = {"area": area, "day": day}
+    searches = await site.database.rows(
+        _Search,
+        """
+        SELECT DISTINCT ON (area_id) area_id AS area, day, from_day, customers, reason, searched_at
+        FROM loss_search
+        WHERE (%(area)s::text IS NULL OR area_id = %(area)s) AND (%(day)s::date IS NULL OR day = %(day)s)
+        ORDER BY area_id, day DESC
+        """,
+        asked,
+    )
+    found = await site.database.rows(
+        Suspect,
+        """
+        SELECT s.area_id AS area, point, rank, named, score, kind, since, stolen_wh / 1000 AS stolen_kwh,
+               stolen_lo_wh / 1000 AS stolen_lo_kwh, stolen_hi_wh / 1000 AS stolen_hi_kwh, evidence_en, evidence_zh
+        FROM loss_suspect s JOIN metering_point USING (point_id)
+        WHERE (s.area_id, s.day) IN (SELECT unnest(%(areas)s::text[]), unnest(%(days)s::date[]))
+        ORDER BY s.area_id, rank
+        """,
+        {"areas": [one.area for one in searches], "days": [one.day for one in searches]},
+    )
+    return Suspects(
+        areas=[
+            Searched(
+                area=one.area, day=one.day, from_day=one.from_day, customers=one.customers, reason=one.reason,
+                searched_at=one.searched_at, suspects=[suspect for suspect in found if suspect.area == one.area],
+            )
+            for one in searches
+        ]
+    )  # fmt: skip
+
+
 _LOSS_TOTALS = """
     SELECT a.area_id AS area, name_en, name_zh, loss_low_percent, loss_high_percent,
            count(unexplained_wh) AS days,
            sum(supplied_wh) / 1000 AS supplied_kwh, sum(delivered_wh) / 1000 AS delivered_kwh,
            sum(technical_wh) / 1000 AS technical_kwh, sum(unexplained_wh) / 1000 AS unexplained_kwh,
-           100 * sum(supplied_wh - delivered_wh) / nullif(sum(supplied_wh), 0) AS loss_percent,
-           100 * sum(technical_wh) / nullif(sum(supplied_wh), 0) AS technical_percent,
-           100 * sum(unexplained_wh) / nullif(sum(supplied_wh), 0) AS unexplained_percent,
+           CASE WHEN count(unexplained_lo_wh) = count(unexplained_wh)
+                THEN sum(unexplained_lo_wh) / 1000 END AS unexplained_lo_kwh,
+           CASE WHEN count(unexplained_hi_wh) = count(unexplained_wh)
+                THEN sum(unexplained_hi_wh) / 1000 END AS unexplained_hi_kwh,
+           100 * sum(supplied_wh - delivered_wh) / nullif(sum(input_wh), 0) AS loss_percent,
+           100 * sum(technical_wh) / nullif(sum(input_wh), 0) AS technical_percent,
+           100 * sum(unexplained_wh) / nullif(sum(input_wh), 0) AS unexplained_percent,
            count(*) FILTER (WHERE state IN ('high', 'negative')) AS days_out_of_range,
            (SELECT state FROM loss_day newest WHERE newest.area_id = a.area_id
              AND (%(from)s::date IS NULL OR newest.day >= %(from)s) AND (%(to)s::date IS NULL OR newest.day < %(to)s)
              ORDER BY newest.day DESC LIMIT 1) AS state
     FROM area a
     LEFT JOIN LATERAL (
-        SELECT state, unexplained_wh,
+        SELECT state, unexplained_wh, unexplained_lo_wh, unexplained_hi_wh,
+               CASE WHEN unexplained_wh IS NOT NULL THEN coalesce(fed_in_wh, supplied_wh) END AS input_wh,
                CASE WHEN unexplained_wh IS NOT NULL THEN supplied_wh END AS supplied_wh,
                CASE WHEN unexplained_wh IS NOT NULL THEN delivered_wh END AS delivered_wh,
                CASE WHEN unexplained_wh IS NOT NULL THEN technical_wh END AS technical_wh

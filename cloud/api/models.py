@@ -5,7 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-Percent = Annotated[float | None, Field(description="of the energy supplied; null where nothing was supplied")]
+Percent = Annotated[
+    float | None, Field(description="of the energy fed in, by the head and by generation; null where there was none")
+]
 
 
 class Answer(BaseModel):
@@ -112,10 +114,16 @@ class LossDay(Answer):
     delivered_kwh: float | None
     technical_kwh: float | None
     unexplained_kwh: float | None = Field(description="supplied - delivered - technical")
+    unexplained_lo_kwh: float | None = Field(
+        description="80 % interval: gains, clocks and registers of the meters, what was filled, the network model; "
+        "null on days computed before it was kept"
+    )
+    unexplained_hi_kwh: float | None
     loss_percent: Percent
     technical_percent: Percent
     unexplained_percent: Percent
-    aligned: int = Field(description="intervals in which every meter was there; only these count")
+    aligned: int = Field(description="intervals in which the head and most customers were measured; only these count")
+    filled: int = Field(description="customers' intervals among them that were missing and taken from the days around")
     expected: int
     state: Literal["normal", "high", "negative", "not_computable"]
     reason: str
@@ -130,6 +138,10 @@ class LossTotal(Answer):
     delivered_kwh: float | None
     technical_kwh: float | None
     unexplained_kwh: float | None
+    unexplained_lo_kwh: float | None = Field(
+        description="days' intervals added up as they are: a meter is wrong by the same factor each day"
+    )
+    unexplained_hi_kwh: float | None
     loss_percent: Percent
     technical_percent: Percent
     unexplained_percent: Percent
@@ -142,6 +154,42 @@ class LossTotal(Answer):
 class Losses(Answer):
     totals: list[LossTotal]
     days: list[LossDay]
+
+
+class Suspect(Answer):
+    """A customer whose record explains what its area loses beyond its technical loss, or has too much of."""
+
+    area: str
+    point: str
+    rank: int = Field(description="1: whom to visit first")
+    named: bool = Field(description="the evidence is strong enough for a visit; it has an alert, too")
+    score: float = Field(description="log odds of a fault: 0 as likely as not, 10 is 22,000 to one")
+    kind: str = Field(
+        description="what the record looks like: scaled, night, peak, cap, subtract, stopped, intermittent, ct_ratio, "
+        "wrong_area …"
+    )
+    since: datetime | None = Field(description="null: before the first day looked at")
+    stolen_kwh: float = Field(description="missing from the record since then; negative: too much in it")
+    stolen_lo_kwh: float = Field(description="80 % interval")
+    stolen_hi_kwh: float
+    evidence_en: str
+    evidence_zh: str = Field(description="empty where only English is known")
+
+
+class Searched(Answer):
+    """An area that was searched for suspects: none is an answer, too."""
+
+    area: str
+    day: date = Field(description="last whole day looked at")
+    from_day: date
+    customers: int
+    reason: str = Field(description="why it could not be searched; empty where it was")
+    searched_at: datetime
+    suspects: list[Suspect]
+
+
+class Suspects(Answer):
+    areas: list[Searched]
 
 
 # ---- operations -----------------------------------------------------------------------------------------------------

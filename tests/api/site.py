@@ -217,7 +217,7 @@ def _fill_operations(connection: psycopg.Connection[tuple[object, ...]]) -> None
             missing = supplied * unexplained[area]
             percent = 100 * (technical + missing) / supplied
             execute(
-                "INSERT INTO loss_day VALUES (%s, %s, %s, %s, %s, %s, %s, 96, %s, '', %s)",
+                "INSERT INTO loss_day VALUES (%s, %s, %s, %s, %s, %s, %s, 96, %s, '', %s, %s, %s, %s)",
                 (
                     f"A{area}",
                     (FIRST + timedelta(days=day, hours=9)).date(),
@@ -228,12 +228,37 @@ def _fill_operations(connection: psycopg.Connection[tuple[object, ...]]) -> None
                     96,
                     "high" if percent > 8 else "normal",
                     NOW,
+                    missing - 0.004 * supplied,
+                    missing + 0.004 * supplied,
+                    supplied,
                 ),
             )
     execute(
         "INSERT INTO loss_day VALUES ('A5', %s, NULL, NULL, NULL, NULL, 0, 40, 'not_computable', 'no reading', %s)",
         (NOW.astimezone(ZONE).date(), NOW),
     )
+    through = (FIRST + timedelta(days=DAYS - 2, hours=9)).date()
+    for area in range(1, AREAS + 1):
+        unread = "no reading in 34 days from A5-C04; visit or replace" if area == 5 else ""
+        execute(
+            "INSERT INTO loss_search VALUES (%s, %s, %s, %s, %s, %s)",
+            (f"A{area}", through, through - timedelta(days=33), 0 if unread else 4, unread, NOW),
+        )
+    for rank, (point, score, kind, named, stolen_wh, since, en, zh) in enumerate(
+        (
+            ("A2-C03", 30.2, "scaled", True, 1_050_000, None,
+             "the balance misses a constant share of this record; log odds 30.2", ""),
+            ("A2-C01", 12.9, "night", True, 310_000, NOW - timedelta(days=12),
+             "the balance misses energy in this customer's nights; log odds 12.9", "台区电量平衡在该户夜间缺失电量"),
+            ("A2-C04", 0.4, "cap", False, 20_000, NOW - timedelta(days=9),
+             "the balance misses energy when this record is at its ceiling; log odds 0.4", ""),
+        ), 1
+    ):  # fmt: skip
+        execute(
+            "INSERT INTO loss_suspect SELECT 'A2', %s, point_id, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s"
+            " FROM metering_point WHERE point = %s",
+            (through, rank, score, kind, named, stolen_wh, 0.8 * stolen_wh, 1.2 * stolen_wh, since, en, zh, point),
+        )
     for rule, subject, severity, minutes, closed, en, zh in (
         (
             "forecast_above_capacity", "area:A2", "critical", 12, None,

@@ -72,6 +72,26 @@ def test_losses_by_day_and_in_total(served: Served) -> None:
     assert [row["day"] for row in one["days"]] == ["2026-03-12", "2026-03-13"]
     assert [row["area"] for row in one["totals"]] == ["A2"]
     assert one["totals"][0]["supplied_kwh"] == pytest.approx(sum(row["supplied_kwh"] for row in one["days"]))
+    for row in [*found["totals"], *one["days"]]:
+        assert row["unexplained_lo_kwh"] < row["unexplained_kwh"] < row["unexplained_hi_kwh"]
+    (unread,) = [row for row in found["days"] if row["state"] == "not_computable"]
+    assert (unread["unexplained_lo_kwh"], unread["filled"]) == (None, 0)
+
+
+def test_suspects_are_ranked_and_no_suspects_is_an_answer(served: Served) -> None:
+    areas = {row["area"]: row for row in served.get("/v1/suspects").json()["areas"]}
+    assert set(areas) == {f"A{n}" for n in range(1, AREAS + 1)}
+    assert [(one["rank"], one["point"], one["named"]) for one in areas["A2"]["suspects"]] == [
+        (1, "A2-C03", True), (2, "A2-C01", True), (3, "A2-C04", False),
+    ]  # fmt: skip
+    first = areas["A2"]["suspects"][0]
+    assert (first["since"], first["kind"], first["stolen_kwh"]) == (None, "scaled", 1050)
+    assert first["stolen_lo_kwh"] < first["stolen_kwh"] < first["stolen_hi_kwh"]
+    assert (areas["A1"]["suspects"], areas["A1"]["reason"], areas["A1"]["customers"]) == ([], "", 4)
+    assert "A5-C04" in areas["A5"]["reason"]
+    one = served.get("/v1/suspects", area="A2", day=areas["A2"]["day"]).json()["areas"]
+    assert [row["area"] for row in one] == ["A2"]
+    assert served.get("/v1/suspects", area="A2", day="2026-01-01").json() == {"areas": []}
 
 
 def test_alerts_newest_first_in_both_languages(served: Served) -> None:
@@ -177,6 +197,7 @@ def test_unknown_names_are_404(served: Served) -> None:
         ("/v1/loads", {"series": "area:A9"}),
         ("/v1/forecasts", {"series": "nonsense"}),
         ("/v1/losses", {"area": "A9"}),
+        ("/v1/suspects", {"area": "A9"}),
         ("/v1/completeness", {"area": "A9"}),
         ("/v1/dr", {"area": "A9"}),
         ("/v1/events", {"point": "A9-C01"}),

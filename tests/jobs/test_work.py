@@ -180,7 +180,7 @@ def _check_losses(store: Store) -> None:
 def _check_suspects(store: Store) -> None:
     """Who steals is named, an honest customer is not, and a meter that is named has an alert."""
     rows = store.connection.execute(
-        "SELECT point, area_id, day, stolen_lo_wh < stolen_hi_wh FROM loss_suspect JOIN metering_point USING (point_id)"
+        "SELECT point, day, stolen_lo_wh < stolen_hi_wh FROM loss_suspect JOIN metering_point USING (point_id)"
         " WHERE named"
     ).fetchall()
     thieves = {m.point for m in store.world.meters if m.habit.value in ("scaled", "bypass")}
