@@ -30,10 +30,11 @@ async function fetchDetails(status) {
   const from = new Date(now - days * DAY_MS).toISOString();
   const to = new Date(+now + HORIZON_MS).toISOString();
   if (registry?.points.length !== status.points) registry = await ask("/v1/registry");
-  const [loads, forecasts, losses, alerts, dr, collected, gateways, accuracy, daily, gaps] = await Promise.all([
+  const [loads, forecasts, losses, suspects, alerts, dr, collected, gateways, accuracy, daily, gaps] = await Promise.all([
     ask("/v1/loads", { series: choice.series, from, to: now.toISOString() }),
     ask("/v1/forecasts", { series: choice.series, from, to }),
     ask("/v1/losses", { from: businessDay(now, -Number(choice.losses)), to: businessDay(now) }),
+    ask("/v1/suspects"),
     ask("/v1/alerts", { state: choice.alerts, limit: 100 }),
     ask("/v1/dr", { limit: 50 }),
     ask("/v1/completeness", { by: "area" }),
@@ -42,7 +43,7 @@ async function fetchDetails(status) {
     ask("/v1/completeness", { by: "area", daily: true, from: businessDay(now, 1 - STRIP_DAYS) }),
     ask("/v1/completeness/gaps", { from: businessDay(now, 1 - STRIP_DAYS), limit: 1000 }),
   ]);
-  return { loads, forecasts, losses, alerts, dr, collected, gateways, accuracy, daily, gaps, days, revision: status.revision };
+  return { loads, forecasts, losses, suspects, alerts, dr, collected, gateways, accuracy, daily, gaps, days, revision: status.revision };
 }
 
 async function poll() {
@@ -118,6 +119,7 @@ function show(rebuild = false) {
   views.accuracy(known.accuracy.pooled);
   views.alerts(known.alerts.alerts, choice.alerts === "open", now);
   views.losses(known.losses.totals, (area) => choose("series", `area:${area}`));
+  views.suspects(known.suspects.areas);
   views.demandResponse(known.dr, registry, now);
   views.strip(known.daily, registry, Array.from({ length: STRIP_DAYS }, (_, i) => businessDay(now, 1 - STRIP_DAYS + i)));
   views.gaps(known.gaps, now);

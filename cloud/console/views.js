@@ -127,13 +127,21 @@ export function alerts(list, openOnly, now) {
 
 const LOSS_MARKS = { normal: ["ok"], high: ["warning"], negative: ["warning"], not_computable: ["off", "muted"] };
 
+/** A line from one end of the 80 % interval to the other. */
+function unsure(row, width) {
+  if (row.unexplained_lo_kwh === null || !row.technical_kwh) return null;
+  const perKwh = row.technical_percent / row.technical_kwh;
+  const [low, high] = [row.unexplained_lo_kwh, row.unexplained_hi_kwh].map((kwh) => Math.max(0, row.technical_percent + kwh * perKwh));
+  return element("i", { className: "unsure", style: { left: width(low).width, width: width(high - low).width } });
+}
+
 export function losses(totals, onArea) {
   const computed = totals.filter((row) => row.days > 0);
   const largest = Math.max(1, ...computed.flatMap((row) => [row.loss_percent, row.technical_percent, row.loss_high_percent])) * 1.06;
   const width = (value) => ({ width: `${(Math.max(0, value) / largest) * 100}%` });
   const shown = (value) => (value === null ? "–" : `${number(value, 1)} %`);
   byId("loss-keys").hidden = computed.length === 0;
-  byId("loss-keys").replaceChildren(...[["measuredLoss", "area loss"], ["technical", "area technical"], ["unexplained", "area unexplained"], ["limitMark", "line limit"]]
+  byId("loss-keys").replaceChildren(...[["measuredLoss", "area loss"], ["technical", "area technical"], ["unexplained", "area unexplained"], ["interval80", "line unsure"], ["limitMark", "line limit"]]
     .map(([name, kind]) => element("li", {}, element("i", { className: kind }), text(name))));
   const rows = computed.map((row) => element("li", {},
     element("button", { type: "button", className: "name", title: text("showLoad", { area: row.area }), onclick: () => onArea(row.area) }, `${row.area} ${localized(row, "name")}`),
@@ -141,12 +149,14 @@ export function losses(totals, onArea) {
       element("span", { className: "stack" }, element("i", { className: "loss", style: width(row.loss_percent) })),
       element("span", { className: "stack" },
         element("i", { className: "technical", style: width(row.technical_percent) }),
-        element("i", { className: "unexplained", style: width(row.unexplained_percent) })),
+        element("i", { className: "unexplained", style: width(row.unexplained_percent) }),
+        unsure(row, width)),
       element("i", { className: "limit", style: { left: `${(row.loss_high_percent / largest) * 100}%` } })),
     element("b", {}, shown(row.loss_percent))));
   fill("loss-bars", rows, text("emptyLosses"));
   const heads = ["area", "supplied", "delivered", "lossTotal", "technicalShort", "unexplainedShort", "state"];
-  const value = (kwh, share) => element("td", {}, number(kwh), element("small", {}, shown(share)));
+  const value = (kwh, share, sure = "") => element("td", {}, number(kwh), element("small", {}, sure, shown(share)));
+  const half = (row) => (row.unexplained_lo_kwh === null ? "" : `±${number((row.unexplained_hi_kwh - row.unexplained_lo_kwh) / 2)} · `);
   byId("loss-table").hidden = computed.length === 0;
   byId("loss-table").replaceChildren(
     element("caption", { className: "hidden" }, `${text("lossByArea")}, ${text("lossUnit")}`),
@@ -158,9 +168,48 @@ export function losses(totals, onArea) {
         element("th", { scope: "row" }, row.area),
         element("td", {}, number(row.supplied_kwh)), element("td", {}, number(row.delivered_kwh)),
         value(row.supplied_kwh === null ? null : row.supplied_kwh - row.delivered_kwh, row.loss_percent),
-        value(row.technical_kwh, row.technical_percent), value(row.unexplained_kwh, row.unexplained_percent),
+        value(row.technical_kwh, row.technical_percent), value(row.unexplained_kwh, row.unexplained_percent, half(row)),
         element("td", { className: "state" }, icon(...LOSS_MARKS[state]), text(row.days ? state : "noState")));
     })));
+}
+
+const SUSPECTS_SHOWN = 8;
+
+/** Kinds come from the server: one that this page does not know yet is shown by its name. */
+function kindText(prefix, kind) {
+  const told = text(`${prefix}_${kind}`);
+  return told === `${prefix}_${kind}` ? "" : told;
+}
+
+/** Whom to visit first: named ones by what is at stake, then the others by how likely they are. */
+export function suspects(areas) {
+  const searched = areas.filter((area) => area.reason === "");
+  const found = areas.flatMap((area) => area.suspects.map((one) => ({ ...one, from_day: area.from_day })));
+  found.sort((a, b) => b.named - a.named || (a.named ? Math.abs(b.stolen_kwh) - Math.abs(a.stolen_kwh) : b.score - a.score));
+  const day = (name) => shortDay(new Date(`${name}T12:00:00Z`));
+  const through = searched.map((area) => area.day).sort().at(-1);
+  const unsearched = areas.length - searched.length;
+  byId("suspects-note").replaceChildren(
+    ...(through ? [element("span", {}, text("searchedThrough", { n: searched.length, day: day(through) }))] : []),
+    ...(unsearched ? [element("span", { title: areas.map((area) => area.reason).filter(Boolean).join("\n") }, ` ${text("notSearched", { n: unsearched })}`)] : []));
+  const rows = found.slice(0, SUSPECTS_SHOWN).map((one, i) => {
+    const too = one.stolen_kwh < 0;
+    const [low, high] = too ? [-one.stolen_hi_kwh, -one.stolen_lo_kwh] : [one.stolen_lo_kwh, one.stolen_hi_kwh];
+    const since = one.since ? text("since", { at: shortDay(new Date(one.since)) }) : text("sinceBefore", { at: day(one.from_day) });
+    const evidence = language === "zh" && one.evidence_zh ? ["zh-CN", one.evidence_zh] : ["en", one.evidence_en];
+    return element("li", { className: one.named ? "named" : "" },
+      element("b", { className: "rank" }, String(i + 1)),
+      element("div", {},
+        element("p", { className: "head" }, icon(one.named ? "warning" : "info", one.named ? "warning" : "muted"),
+          element("strong", {}, one.point), element("span", {}, kindText("kind", one.kind) || one.kind), element("span", {}, since),
+          element("span", { className: "odds" }, text(one.named ? "namedSuspect" : "possibleSuspect"))),
+        element("p", {}, element("b", {}, kilowattHours(Math.abs(one.stolen_kwh))), ` ${text(too ? "tooMuch" : "missingFrom")} `,
+          element("small", {}, text("interval80of", { low: number(low), high: number(high) }))),
+        element("p", {}, kindText("do", one.kind) || text("do_other")),
+        element("p", { className: "quiet", lang: evidence[0] }, evidence[1])));
+  });
+  fill("suspects-list", rows, text(through ? "emptySuspects" : "waitSuspects"));
+  if (found.length > SUSPECTS_SHOWN) byId("suspects-list").append(element("li", { className: "quiet" }, text("moreSuspects", { n: found.length - SUSPECTS_SHOWN })));
 }
 
 export function demandResponse(answer, registry, now) {

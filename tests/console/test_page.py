@@ -88,6 +88,15 @@ def test_wide_in_english_shows_every_view(browser: Browser, served: Served) -> N
         expect(page.locator("#alert-list li").first).to_contain_text("Critical")
         expect(page.locator("#loss-bars li")).to_have_count(AREAS)
         expect(page.locator("#loss-table tr.high")).to_contain_text("too high")
+        expect(page.locator("#loss-bars .unsure")).to_have_count(AREAS)
+        expect(page.locator("#loss-table tr.high td >> nth=4")).to_contain_text("±")
+        expect(page.locator("#suspects-note")).to_have_text("5 areas searched through 17 Mar. 1 could not be searched.")
+        expect(page.locator("#suspects-list li")).to_have_count(3)
+        expect(page.locator("#suspects-list li.named")).to_have_count(2)
+        first = page.locator("#suspects-list li").first
+        for said in ("A2-C03", "constant share missing", "since before 12 Feb", "1,050 kWh missing", "840 to 1,260 kWh",
+                     "First check topology", "log odds 30.2"):  # fmt: skip
+            expect(first).to_contain_text(said)
         expect(page.locator("#dr-list")).to_contain_text("9.2 kWh saved")
         expect(page.locator("#gaps-total")).to_have_text("289 intervals missing in 14 days")
         expect(page.locator("#strip tbody tr")).to_have_count(AREAS)
@@ -112,6 +121,15 @@ def test_narrow_in_chinese_shows_the_same(browser: Browser, served: Served) -> N
         expect(page.locator("#completeness h2")).to_have_text("采集成功率")
         expect(page.locator("#alert-list li").first).to_contain_text("A2 老集市")
         expect(page.locator("#gaps-list li").first).to_contain_text("电表无应答")
+        night = page.locator("#suspects-list li >> nth=1")
+        for said in (
+            "A2-C01",
+            "夜间少计",
+            "80% 区间 248～372 kWh",
+            "先核对户变关系和相位",
+            "台区电量平衡在该户夜间缺失电量",
+        ):
+            expect(night).to_contain_text(said)
         assert painted(page) > 50
         assert no_sideways_scrolling(page)
         photograph(page, "narrow-zh-dark")
@@ -170,7 +188,7 @@ def test_choosing_series_range_language_and_alerts(browser: Browser, served: Ser
 def test_an_empty_site_says_what_is_awaited(browser: Browser, postgres: Postgres, tmp_path: Path) -> None:
     with serve(create_database(postgres), tmp_path) as served, console(browser, served) as page:
         expect(board(page)).to_be_visible()
-        for view in ("load", "alerts", "losses", "dr", "gaps"):
+        for view in ("load", "alerts", "losses", "suspects", "dr", "gaps"):
             expect(page.locator(f"#{view}-empty")).to_be_visible()
             assert len(page.locator(f"#{view}-empty").inner_text()) > 10
         expect(page.locator("#completeness-note")).to_contain_text("Waiting")
@@ -199,7 +217,7 @@ def test_it_says_when_it_is_cut_off_and_recovers_by_itself(
 def test_the_api_documentation_works_offline(browser: Browser, served: Served) -> None:
     with console(browser, served, fragment="docs") as page:
         expect(page.locator(".info h1")).to_contain_text("Gridloom")
-        expect(page.locator(".opblock-get")).to_have_count(16)
+        expect(page.locator(".opblock-get")).to_have_count(17)
         page.click("text=Interval energy of metering points")
         expect(page.locator(".opblock.is-open")).to_contain_text("half-open", ignore_case=True)
         photograph(page, "docs")
