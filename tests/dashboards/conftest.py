@@ -58,6 +58,15 @@ INSERT INTO loss_day VALUES
     ('A1', '2026-03-01', 960000, 900000, 20000, 40000, 96, 96, 'normal', '', '2026-03-02 00:10Z'),
     ('A2', '2026-03-01', NULL, NULL, NULL, NULL, 0, 96, 'not_computable', 'no head reading', '2026-03-02 00:10Z'),
     ('A1', '2026-03-02', 400000, 300000, 9000, 91000, 40, 40, 'high', '', '2026-03-02 10:00Z');
+UPDATE loss_day SET fed_in_wh = supplied_wh, unexplained_lo_wh = unexplained_wh - 5000,
+                    unexplained_hi_wh = unexplained_wh + 5000 WHERE day = '2026-03-01';
+INSERT INTO loss_search VALUES
+    ('A1', '2026-02-28', '2026-02-01', 1, '', '2026-03-01 00:10Z'),
+    ('A1', '2026-03-01', '2026-02-01', 1, '', '2026-03-02 00:10Z'),
+    ('A2', '2026-03-01', '2026-02-01', 0, 'no head meter on record', '2026-03-02 00:10Z');
+INSERT INTO loss_suspect VALUES
+    ('A1', '2026-02-28', 2, 1, 11, 'night', true, 90000, 70000, 110000, '2026-02-20 16:00Z', 'nights', '夜间'),
+    ('A1', '2026-03-01', 2, 1, 12, 'scaled', true, 99000, 80000, 120000, NULL, 'a constant share', '');
 INSERT INTO alert (rule, subject, severity, opened_at, closed_at, message_en, message_zh) VALUES
     ('meter_silent', 'meter:A1-C01', 'warning', '2026-03-02 08:00Z', NULL, 'silent', '失联'),
     ('forecast_above_capacity', 'area:A1', 'critical', '2026-03-02 09:00Z', NULL, 'peak', '高峰'),

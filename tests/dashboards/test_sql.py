@@ -76,6 +76,13 @@ def find(name: str) -> str:
     return text
 
 
+def test_suspects_are_those_of_the_newest_search(as_grafana: str) -> None:
+    columns, rows = run(as_grafana, find("gridloom-loss/Who to visit first · 优先排查/A"))
+    assert len(rows) == 1
+    told = dict(zip(columns, rows[0], strict=True))
+    assert (told["Kind · 类型"], told["Since · 起始"], told["Missing · 少计"]) == ("scaled", "< 2026-02-01", 99000)
+
+
 def test_the_newest_forecast_is_the_one_with_the_newest_origin(as_grafana: str) -> None:
     """Run 2 was made later, but from an earlier origin: a backtest."""
     _, rows = run(as_grafana, find("gridloom-load/Load, forecast and capacity · 负荷、预测与限额/B"))
