@@ -16,6 +16,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from cloud.bench import localise
 from cloud.engines.loss.flow import place, solve
 from cloud.engines.loss.network import Line, Transformer, compile_network
 
@@ -151,6 +152,10 @@ def _cpu_s(work: Callable[..., object], *arguments: object) -> float:
     return time.process_time() - start_s
 
 
+def _seeds(context: click.Context, parameter: click.Parameter, value: str) -> list[int]:
+    return localise.seed_range(value)
+
+
 @click.command(
     epilog="""\b
 Copy and run:
@@ -158,11 +163,32 @@ Copy and run:
   gridloom bench loss --networks /tmp/networks
   gridloom bench loss --networks /tmp/networks --name rural3 --name urban6 --json
   gridloom bench loss --networks tests/cases/networks --quick
+  gridloom bench loss --part localise --seeds 0-9 --size 5 --size 20 --size 50 --peers peers.py --keep found.jsonl
 """
 )
 @click.option(
+    "--part", type=click.Choice(["flow", "localise"]), default="flow", show_default=True, help="What is measured."
+)
+@click.option("--seeds", default="0-29", show_default=True, callback=_seeds, help="localise: of the fault generator.")
+@click.option(
+    "--size",
+    "sizes",
+    type=click.Choice(["5", "20", "50"]),
+    multiple=True,
+    default=["20"],
+    show_default=True,
+    help="localise: percent of a faulty customer's energy that is not recorded; may be repeated.",
+)
+@click.option(
+    "--peers", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="localise: peers.py with baselines."
+)
+@click.option(
+    "--keep",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="localise: lines of JSON, one for each seed and size; what is there is not run again.",
+)
+@click.option(
     "--networks",
-    required=True,
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Networks and their loads, as tools/export_networks.py writes them.",
 )
@@ -172,13 +198,28 @@ Copy and run:
 )
 @click.option("--quick", is_flag=True, help="Some seconds: shows that it works, not how fast.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as one JSON document.")
-def loss(networks: Path, names: tuple[str, ...], scenarios: int, quick: bool, as_json: bool) -> None:
-    """The loss engine beside power-grid-model's iterative current: voltages, losses, CPU time of one thread.
+def loss(
+    part: str, seeds: list[int], sizes: tuple[str, ...], peers: Path | None, keep: Path | None, networks: Path | None,
+    names: tuple[str, ...], scenarios: int, quick: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """The loss engine beside its peers.
 
-    Both to 1e-8 pu; the truth of voltages and losses is its Newton-Raphson. Needs pip install "gridloom[bench]".
+    flow: power-grid-model's iterative current; voltages, losses, CPU time of one thread, both to 1e-8 pu. The truth of
+    voltages and losses is its Newton-Raphson. localise: who is found in areas of the fault generator, with the
+    baselines of --peers. Needs pip install "gridloom[bench]".
     """
     if importlib.util.find_spec("power_grid_model") is None:
         raise click.ClickException('power-grid-model is not there; run: pip install "gridloom[bench]"')
+    if part == "localise":
+        found = localise.localise(
+            seeds, sizes, peers=localise.load_peers(peers) if peers else None, keep=keep,
+            tell=lambda text: click.echo(text, err=True),
+        )  # fmt: skip
+        for line in [json.dumps({"localise": found})] if as_json else localise.table(found):
+            click.echo(line)
+        return
+    if networks is None:
+        raise click.UsageError("--networks: which? make them with: python tools/export_networks.py /tmp/networks")
     there = {path.parent.name for path in networks.glob("*/loads.npz")}
     if not there or set(names) - there:
         what = f"no network {min(set(names) - there)}" if there else "no networks"

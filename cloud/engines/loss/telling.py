@@ -1,0 +1,174 @@
+"""Suspects told: kind, start, energy with its interval, and the evidence in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+from cloud.engines.loss.templates import FITTED_KINDS, NIGHT, NUMBER, PEAK, STILL_WH, inside
+from cloud.engines.loss.weighing import Active, Problem, Weighed
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+KINDS: Final = (*FITTED_KINDS, "phase_missing")
+NAMED_LOG_ODDS: Final = 10.0
+TENDED: Final = 4.0  # odds between kinds and starts are this often too sure of themselves
+# What a kind's energy is off by when the balance is exact, relative: records do not tell what was used (see bench).
+KIND_SD: Final = {
+    "scaled": 0.04, "night": 0.05, "peak": 0.05, "cap": 0.10, "subtract": 0.10, "stopped": 0.10,
+    "intermittent": 0.10, "ct_ratio": 0.04, "wrong_area": 0.02,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Suspects:
+    """Of an area's M customers. score: (M,) log odds of a fault; named: worth a visit; since_step: step of its start;
+    stolen_wh: energy its book misses since then, negative where more is recorded than used, with its 80 % interval;
+    of a wrong area: what its book has and another area supplies. evidence: in English and in Chinese.
+    """
+
+    score: Array
+    kind: tuple[str, ...]
+    since_step: Index
+    stolen_wh: Array
+    lo_wh: Array
+    hi_wh: Array
+    named: NDArray[np.bool_]
+    evidence: tuple[str, ...]
+    evidence_zh: tuple[str, ...] = ()
+
+
+def tell(problem: Problem, score: Array, weighed: Weighed, active: Sequence[Active]) -> Suspects:
+    """score: (M,) log odds; weighed: each candidate beside the others; active: who stands out."""
+    count, c = problem.count, problem.candidates
+    more = _beyond_columns(problem, weighed, active)
+    kinds, words = [], []
+    since, answers = np.zeros(count, np.int64), np.zeros((count, 3))
+    for who in range(count):
+        mine = np.flatnonzero(c.customer == who)
+        odds = weighed.log_odds[:, mine]
+        start, which = np.unravel_index(int(np.argmax(odds)), odds.shape)
+        name = FITTED_KINDS[c.kind[mine[which]]]
+        energy = weighed.energy[:, mine]
+        amplitude = weighed.amplitude[:, mine]
+        lost, sd = amplitude * energy, weighed.amplitude_sd[:, mine] * np.abs(energy)
+        kind_sd = np.array([KIND_SD[FITTED_KINDS[k]] for k in c.kind[mine]])
+        share = np.exp(odds / TENDED - logsumexp(odds / TENDED))
+        lost = lost + np.where(c.kind[mine] == c.kind[mine[which]], more.get(who, 0.0), 0.0)
+        lost = np.where(c.kind[mine] == NUMBER["wrong_area"], -lost, lost)
+        answers[who] = _mixture(share.ravel(), lost.ravel(), np.hypot(sd, kind_sd * lost).ravel())
+        day = int(problem.starts[start])
+        name = _named_kind(problem, who, name, day)
+        kinds.append(name)
+        since[who] = problem.first + day * problem.per_day
+        words.append(_words(problem, who, name, day, float(score[who]), float(answers[who, 1])))
+    english, chinese = zip(*words, strict=True) if words else ((), ())
+    return Suspects(
+        score, tuple(kinds), since, answers[:, 1], answers[:, 0], answers[:, 2], score >= NAMED_LOG_ODDS,
+        tuple(english), tuple(chinese),
+    )  # fmt: skip
+
+
+def _mixture(share: Array, mean: Array, sd: Array) -> tuple[float, float, float]:
+    """10 %, mean and 90 % of a mixture of normals."""
+    keep = share > 1e-4
+    share, mean, sd = share[keep] / share[keep].sum(), mean[keep], np.maximum(sd[keep], 1.0)
+    middle = float((share * mean).sum())
+    ends = []
+    for level in (0.1, 0.9):
+        low, high = float((mean - 6 * sd).min()), float((mean + 6 * sd).max())
+        for _ in range(40):
+            at = (low + high) / 2
+            below = float((share * norm.cdf((at - mean) / sd)).sum())
+            low, high = (at, high) if below < level else (low, at)
+        ends.append((low + high) / 2)
+    return min(ends[0], middle), middle, max(ends[1], middle)
+
+
+def _beyond_columns(problem: Problem, weighed: Weighed, active: Sequence[Active]) -> dict[int, float]:
+    """Wh that the balance misses in a suspect's hours beyond amplitude × column, shared by how badly columns fit."""
+    variance = {int(problem.candidates.customer[a.candidate]): (a.misfit * a.amplitude * a.column) ** 2 for a in active}
+    with np.errstate(divide="ignore"):
+        whole = sum(variance.values(), np.zeros(len(problem.x))) + 1 / problem.usual
+    # Steps that nobody could compute miss as much as those around them.
+    scale = len(problem.usable) / max(int(problem.usable.sum()), 1)
+    return {who: scale * float((weighed.left * one / whole).sum()) for who, one in variance.items() if one.any()}
+
+
+def _named_kind(problem: Problem, who: int, kind: str, day: int) -> str:
+    """The kind in the field's words: what the registry says of the meter decides where records look the same."""
+    if kind == "stopped":
+        return _standstill(problem, who, day)
+    if kind == "scaled":
+        area = problem.area
+        if area.three_phase is not None and area.three_phase[who]:
+            return "phase_missing"
+        if area.ct_ratio is not None and area.ct_ratio[who] > 1:
+            return "ct_ratio"
+    return kind
+
+
+def _standstill(problem: Problem, customer: int, day: int) -> str:
+    """Nights, evenings, whole days, or spells at random: what a standing register's hours are."""
+    still = (np.abs(problem.x[day * problem.per_day :, customer]) < STILL_WH).reshape(-1, problem.per_day)
+    step = np.arange(problem.per_day)
+    for kind, hours in (("night", NIGHT), ("peak", PEAK)):
+        now = inside(step, hours, problem.per_day)
+        if still[:, now].mean() > 0.75 and still[:, ~now].mean() < 0.35:
+            return kind
+    full = still.mean(1)
+    whole, none = full > 0.97, full < 0.2
+    edges = np.abs(np.diff(whole.astype(int))).sum()
+    return "intermittent" if (whole | none).mean() > 0.9 and edges > 8 else "stopped"
+
+
+_WHAT: Final = {
+    "scaled": ("the balance misses a constant share of this record", "台区缺失电量与该户曲线成固定比例"),
+    "night": ("the balance misses energy in this customer's nights", "台区在该户夜间时段缺失电量"),
+    "peak": ("the balance misses energy in this customer's evenings", "台区在该户晚高峰时段缺失电量"),
+    "cap": ("the balance misses energy when this record is at its ceiling", "该户曲线到达上限时台区缺失电量"),
+    "subtract": ("the balance misses a constant power while this record runs", "该户用电时台区缺失固定功率"),
+    "stopped": (
+        "the balance misses this customer's usual load while the register stands still",
+        "该户表计停走期间台区缺失其惯常电量",
+    ),
+    "intermittent": (
+        "the balance misses this customer's load on some days only",
+        "台区仅在部分日期缺失该户电量",
+    ),
+    "ct_ratio": (
+        "the balance is off by a constant share of this record: a wrong ratio",
+        "台区偏差与该户曲线成固定比例：互感器变比可能有误",
+    ),
+    "phase_missing": (
+        "the balance misses a constant share of this three-phase record: one phase may not be measured",
+        "台区缺失电量与该三相表曲线成固定比例：可能有一相失压或失流",
+    ),
+    "wrong_area": (
+        "the area does not feed what this record bills: it belongs to another area",
+        "该户电量不由本台区供给：户变关系可能有误",
+    ),
+}  # fmt: skip
+
+
+def _words(problem: Problem, customer: int, kind: str, day: int, score: float, stolen_wh: float) -> tuple[str, str]:
+    x = problem.x[:, customer].reshape(problem.days, -1).sum(1)
+    before, after = x[:day].mean() if day else np.nan, x[day:].mean()
+    gap = problem.balance_by_day()
+    rise = (gap[day:].mean() - gap[:day].mean() if day else gap.mean()) / 1000
+    drop, drop_zh = "", ""
+    if day >= 7:
+        drop = f"; own record {before / 1000:.1f} -> {after / 1000:.1f} kWh a day"
+        drop_zh = f"；该户日电量 {before / 1000:.1f} -> {after / 1000:.1f} kWh"
+    english, chinese = _WHAT[kind]
+    return (
+        f"{english}; area residual {rise:+.1f} kWh a day from then on, {stolen_wh / 1000:.0f} kWh of it explained"
+        f"{drop}; log odds {score:.1f}",
+        f"{chinese}；自该日起台区不明损失变化 {rise:+.1f} kWh/日，其中 {stolen_wh / 1000:.0f} kWh 可由该户解释"
+        f"{drop_zh}；对数几率 {score:.1f}",
+    )
