@@ -81,15 +81,18 @@ def _forecast(blocks: Blocks, horizon: int, members: Sequence[str], levels: Sequ
     _, series, steps = blocks.load.shape
     guesses = np.stack([MEMBERS[name](blocks, first, last) for name in members])  # (M, E, K, S, N)
     shares = weigh(blocks.load[first : last + 1, None] - guesses[:, :, 0].transpose(1, 0, 2, 3))
-    point = mix(guesses, shares)
+    point, apart = mix(guesses, shares)
     asked = blocks.origins - first
-    bands = []
+    chosen_of, bands = [], []
     for lead in range(blocks.ahead):
         errors = blocks.load[first + lead : last + lead + 1] - point[:, lead]
-        bands.append(offsets(errors, int(asked[0]), lead, levels)[asked - asked[0]])
+        middle, band = offsets(errors, point[:, lead], apart[:, lead], int(asked[0]), lead, levels)
+        at = asked - asked[0]
+        chosen_of.append(point[asked, lead] + middle[at])
+        bands.append(point[asked, lead, ..., None] + band[at])
     begun = np.logical_or.accumulate(np.isfinite(blocks.load).any(axis=2), axis=0)[blocks.origins - 1]  # (O, S)
-    chosen = point[asked].transpose(0, 2, 1, 3).reshape(len(asked), series, -1)[:, :, :horizon]
+    chosen = np.stack(chosen_of, axis=2).reshape(len(asked), series, -1)[:, :, :horizon]
     chosen = np.where(begun[..., None], chosen, np.nan)
-    band = np.stack(bands, axis=2).reshape(len(asked), series, blocks.ahead * steps, -1)[:, :, :horizon]
-    quantiles = np.sort(chosen[..., None] + band, axis=-1)
-    return Forecasts(chosen, quantiles, {name: shares[asked, at] for at, name in enumerate(members)})
+    fan = np.stack(bands, axis=2).reshape(len(asked), series, blocks.ahead * steps, -1)[:, :, :horizon]
+    quantiles = np.where(begun[..., None, None], np.sort(fan, axis=-1), np.nan)
+    return Forecasts(chosen, quantiles, {name: shares[asked, at].mean(axis=2) for at, name in enumerate(members)})

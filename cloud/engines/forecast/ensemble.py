@@ -1,5 +1,6 @@
-"""How much each member counts, per series, by what it has missed before."""
+"""How much each member counts, per series and part of the day, by what it has missed before."""
 
+from math import gcd
 from typing import Final
 
 import numpy as np
@@ -7,57 +8,88 @@ from numpy.typing import NDArray
 
 from cloud.engines.forecast.inputs import Array
 
+PARTS: Final = 8  # of the day, that have their own shares and their own distribution of errors
 _HALF_LIFE: Final = 21.0  # days
 _SHRINK: Final = 5.0  # days of evidence that all series share
-_STEPS: Final = 60
+_SHRINK_PART: Final = 10.0  # … and the parts of a day
+_SILENT: Final = 1.5  # as the ensemble's error, what a silent member is taken to have missed
+_FLOOR: Final = 0.3  # of the day's mean error, below which a smaller one weighs no more
+_STEPS: Final = 3  # of the gradient a day, from where it was the day before
 _RATE: Final = 3.0
 
 
+def parts_of(steps: int) -> int:
+    """Equal parts of a day of so many steps."""
+    return gcd(steps, PARTS)
+
+
 def weigh(errors: Array) -> Array:
-    """Shares (E, M, S) of M members at E successive origins, from what each missed at earlier ones.
+    """Shares (E, M, S, P) of M members at E successive origins, by part of the day, from what each missed earlier.
 
     errors: (E, M, S, N) of the first block from each origin; NaN where either side is missing.  The shares minimise the
-    ensemble's own past squared error on the simplex (Bates and Granger 1969), each day scaled by how hard it was, by
-    exponentiated gradient; evidence of a young series is filled up with that of all.  At first all are equal.
+    ensemble's own past error on the simplex (Bates and Granger 1969) by exponentiated gradient, each day scaled by how
+    hard it was.  Squares are divided by the root of what the ensemble missed there, which lies between the mean's and
+    the median's loss: a rare big error does not decide.  Young evidence is filled up with that of the whole day and of
+    all series; at first all are equal.
     """
-    count, members, series, _ = errors.shape
+    count, members, series, steps = errors.shape
+    parts = parts_of(steps)
     missing = np.isnan(errors)
     silent: NDArray[np.bool_] = np.all(missing, axis=3)
     silent &= np.logical_not(np.all(silent, axis=1, keepdims=True))
     values = np.where(np.any(missing & ~silent[..., None], axis=1, keepdims=True), 0.0, np.nan_to_num(errors))
-    shares = np.full((count, members, series), 1 / members)
-    past = np.zeros((series, members, members))
+    shares = np.full((count, members, series, parts), 1 / members)
+    past = np.zeros((series, parts, members, members))
     weight = np.zeros(series)
     fade = 0.5 ** (1 / _HALF_LIFE)
     for origin in range(1, count):
         made = values[origin - 1]
+        share = shares[origin - 1].transpose(1, 2, 0)  # (S, P, M)
+        quiet = silent[origin - 1]
+        said = np.where(quiet, 0.0, share.mean(axis=1).T)
+        missed = (made * (said / np.maximum(said.sum(axis=0), 1e-12))[..., None]).sum(axis=0)
+        if quiet.any():
+            made = np.where(quiet[..., None], _SILENT * missed, made)
         hard = np.abs(made).mean(axis=(0, 2))
-        day = np.einsum("msn,ksn->smk", made, made) / made.shape[2]
-        # A day on which a member had nothing to say counts as twice the worst against it.
-        worst = np.einsum("smm->sm", day).max(axis=1)
-        for member in range(members):
-            day[:, member, member] += np.where(silent[origin - 1, member], 4 * worst, 0.0)
+        ease = 1 / np.sqrt(np.maximum(np.abs(missed), _FLOOR * hard[:, None] + 1e-12))
+        ease /= ease.mean(axis=1, keepdims=True)
+        eased = (made * np.sqrt(ease)).reshape(members, series, parts, -1).transpose(1, 2, 0, 3)
+        day = eased @ eased.swapaxes(2, 3) / eased.shape[3]
         seen = hard > 0
-        past = fade * past + np.where(seen[:, None, None], day / np.where(seen, hard, 1)[:, None, None] ** 2, 0.0)
+        past = fade * past + day * np.where(seen, 1 / np.where(seen, hard, 1) ** 2, 0.0)[:, None, None, None]
         weight = fade * weight + seen
         if not weight.any():
             continue
-        joint = past.sum(axis=0) / weight.sum()
-        mean = (past + _SHRINK * joint) / (weight + _SHRINK)[:, None, None]
-        mean = mean / np.einsum("smm->s", mean)[:, None, None] * members
-        share = np.full((series, members), 1 / members)
+        whole = past.mean(axis=1)
+        mean = (whole + _SHRINK * whole.sum(axis=0) / weight.sum()) / (weight + _SHRINK)[:, None, None]
+        mean = (past + _SHRINK_PART * mean[:, None]) / (weight + _SHRINK_PART)[:, None, None, None]
+        mean *= members / np.einsum("spmm->sp", mean)[..., None, None]
         for _ in range(_STEPS):
             share = share * np.exp(-_RATE * (mean @ share[..., None])[..., 0])
-            share /= share.sum(axis=1, keepdims=True)
-        shares[origin] = share.T
+            share /= share.sum(axis=2, keepdims=True)
+        shares[origin] = share.transpose(2, 0, 1)
     return shares
 
 
-def mix(guesses: Array, shares: Array) -> Array:
-    """Weighted mean (E, K, S, N) of guesses (M, E, K, S, N); a member that is silent (NaN) leaves its to the others."""
-    share = np.where(np.isfinite(guesses), shares.transpose(1, 0, 2)[:, :, None, :, None], 0.0)
-    total = share.sum(axis=0)
-    found: Array = np.where(
-        total > 0, (np.nan_to_num(guesses) * share).sum(axis=0) / np.where(total > 0, total, 1), np.nan
-    )
-    return found
+def mix(guesses: Array, shares: Array) -> tuple[Array, Array]:
+    """Weighted mean (E, K, S, N) of guesses (M, E, K, S, N) and how far they are apart, its standard deviation.
+
+    shares: (E, M, S, P).  A member that is silent (NaN) leaves its share to the others.
+    """
+    members, count, ahead, series, steps = guesses.shape
+    wide = guesses.reshape(members, count, ahead, series, shares.shape[3], -1)
+    total = np.zeros(wide.shape[1:])
+    first, second = np.zeros_like(total), np.zeros_like(total)
+    for member, guess in enumerate(wide):
+        share = np.where(np.isfinite(guess), shares[:, member, None, :, :, None], 0.0)
+        total += share
+        first += share * np.nan_to_num(guess)
+    there = total > 0
+    total = np.where(there, total, 1.0)
+    mean = first / total
+    for member, guess in enumerate(wide):
+        share = np.where(np.isfinite(guess), shares[:, member, None, :, :, None], 0.0)
+        second += share * (np.nan_to_num(guess) - mean) ** 2
+    apart = np.sqrt(second / total)
+    shape = (count, ahead, series, steps)
+    return np.where(there, mean, np.nan).reshape(shape), apart.reshape(shape)

@@ -12,6 +12,7 @@ from cloud.engines.forecast.blocks import Blocks
 from cloud.engines.forecast.features import WEEK, calendar, lags, usual, weather, weeks
 from cloud.engines.forecast.inputs import Array
 from cloud.engines.forecast.recursive import rolling_ridge
+from cloud.engines.forecast.smoothing import smoothing
 from cloud.engines.forecast.structure import structure
 from cloud.engines.forecast.weather import seen as look
 
@@ -127,10 +128,11 @@ MEMBERS: Final[Mapping[str, Member]] = {
     "naive1": naive1,
     "naive7": naive7,
     "mean4": mean4,
+    "smoothing": smoothing,
     "ridge": ridge,
     "pooled": pooled,
     "kernel": kernel,
     "change": change,
 }
 THRIFTY: Final = ("naive1", "mean4", "pooled")
-DEFAULT: Final = ("naive1", "mean4", "ridge", "pooled", "kernel", "change")
+DEFAULT: Final = ("naive1", "mean4", "smoothing", "ridge", "pooled", "kernel", "change")

@@ -1,63 +1,178 @@
 """Quantiles from what the ensemble itself has missed at earlier origins, known when the forecast is made.
 
-Errors are divided by a local scale (recent, of about that hour); their empirical quantiles, by part of the day, are
-taken at levels widened for few days as conformal prediction does (Vovk, Gammerman and Shafer 2005), and scaled back.
+How large an error will be is a log-linear regression shared by all series: on the recent errors of that hour, on how
+far the members are apart and on the forecast itself.  Errors divided by that have their own quantiles by series and
+part of the day, pulled to those of all.  Their width is then corrected online by what they covered so far (adaptive
+conformal inference: Gibbs and Candes 2021), and their middle is moved to the past median as far as that has helped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from math import gcd
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from cloud.engines.forecast.ensemble import parts_of
 from cloud.engines.forecast.inputs import Array
 
-_HALF_LIFE: Final = 14.0  # days of the local scale
-_PARTS: Final = 6  # of the day, that have their own distribution
-_WHOLE: Final = 0.5  # of the offset comes from the distribution of the whole day
+Relative = NDArray[np.float32]  # errors to their expected size: sorted, and many
+_HALF_LIFE: Final = 14.0  # days of the recent size
+_WHOLE_SIZE: Final = 0.1  # of it comes from the whole day
+_MEMORY: Final = 60.0  # half-life of the regression, days
+_PRIOR: Final = 300.0  # errors of evidence for _GUESS
+_GUESS: Final = np.array([0.0, 0.9, 0.0, 0.0])
+_FREE: Final = 1e-6  # of the prior on the intercept
+_SAMPLE: Final = 20_000  # errors a day that the regression looks at
+_BOUND: Final = 2.0  # of a logarithm
+_WHOLE: Final = 0.5  # of the quantiles come from the whole day
+_POOL: Final = 40.0  # days of evidence for the quantiles of all series
 _DAYS: Final = 56
-_BURN: Final = 2  # days until a scale says something
+_BURN: Final = 2  # days until a size says something
+_BEGIN: Final = 7  # origins until coverage is judged
+_REFIT: Final = 7  # days between quantiles that are only judged
+_WIDE: Final = 0.5  # as much wider for few days as conformal prediction is
+_INSIDE: Final = (0.1, 0.9)
+_GAIN: Final = 0.2  # of the logarithm of the width, for a day that covered all or nothing; own and of all
+_LEAK: Final = 0.97
 
 
-def offsets(errors: Array, first: int, lead: int, levels: Sequence[float]) -> Array:
-    """What to add to the points of origins `first` … E - 1, (E - first, S, N, Q), in the load's unit.
+def offsets(
+    errors: Array, point: Array, apart: Array, first: int, lead: int, levels: Sequence[float]
+) -> tuple[Array, Array]:
+    """What to add to the points of origins `first` … E - 1, in the load's unit: (E - first, S, N) so that they are
+    medians, and (E - first, S, N, Q) for quantiles.
 
     errors: (E, S, N) of all origins, NaN where not known; the origin `o` uses those before o - lead only.
+    point, apart: (E, S, N) the forecasts, and how far the members were apart.
     """
     count, series, steps = errors.shape
-    size = np.abs(errors)
-    known = np.isfinite(size)
+    parts = parts_of(steps)
+    scale = np.stack(list(_sizes(errors, point, apart, lead)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.where(scale > 0, errors / scale, np.nan).astype(np.float32).reshape(count, series, parts, -1)
+    asked = np.array([*_INSIDE, 0.5, *levels])
+    begin = min(first, _BEGIN + lead)
+    wider = np.zeros(series)  # logarithm
+    misses = np.zeros(3)  # of the middle moved by nothing, half and all of the way
+    shape = np.zeros((series, parts, len(asked)))
+    told: dict[int, tuple[Array, Array]] = {}
+    middles = np.zeros((count - first, series, steps))
+    found = np.zeros((count - first, series, steps, len(levels)))
+    for origin in range(begin, count):
+        made = origin - lead - 1
+        if made in told:
+            _learn(relative[made], *told.pop(made), wider, misses)
+        if made >= 0 and (origin >= first or (origin - begin) % _REFIT == 0):
+            shape = _shape(relative[max(min(_BURN, made), made + 1 - _DAYS, 0) : made + 1], asked)
+        middle = shape[..., 2:3]
+        centre = _part_of_the_way(misses) * middle
+        band = centre + (shape - middle) * np.exp(wider)[:, None, None]
+        told[origin] = band[..., :2], middle
+        if origin >= first:
+            size = scale[origin].reshape(series, parts, -1)
+            middles[origin - first] = np.nan_to_num(centre * size).reshape(series, steps)
+            wide = band[:, :, None, 3:] * size[..., None]
+            found[origin - first] = np.nan_to_num(wide).reshape(series, steps, -1)
+    return middles, found
+
+
+def _learn(relative: Relative, inside: Array, middle: Array, wider: Array, misses: Array) -> None:
+    """Correct `wider` (S,) and count `misses` (3,) by one day's errors (S, P, n), given what had been told of them."""
+    known = np.isfinite(relative)
+    seen = known.sum(axis=(1, 2))
+    if not seen.any():
+        return
+    within = known & (relative >= inside[..., :1]) & (relative <= inside[..., 1:])
+    short = np.where(seen > 0, _INSIDE[1] - _INSIDE[0] - within.sum(axis=(1, 2)) / np.maximum(seen, 1), 0.0)
+    wider *= _LEAK
+    wider += _GAIN * (short + short.sum() / (seen > 0).sum())
+    for way in range(3):
+        misses[way] += np.abs(np.where(known, relative - 0.5 * way * middle, 0.0)).sum() / seen.sum()
+
+
+def _part_of_the_way(misses: Array) -> float:
+    """Where a parabola through the misses at 0, 1/2 and 1 is lowest."""
+    half, full = misses[1:] - misses[0]
+    bend = 2 * (full - 2 * half)
+    return float(np.clip((full - 4 * half) / (2 * bend), 0.0, 1.0)) if bend > 0 else float(full < 0)
+
+
+def _sizes(errors: Array, point: Array, apart: Array, lead: int) -> Iterator[Array]:
+    """(S, N) the size of error to be expected at each origin; NaN before any is known."""
+    count, series, steps = errors.shape
+    stride = max(1, series * steps // _SAMPLE)
+    while gcd(stride, steps) > 1:  # else some hours are never looked at
+        stride += 1
     fade = 0.5 ** (1 / _HALF_LIFE)
-    total, weight = np.zeros((series, steps)), np.zeros((series, steps))
-    scale = np.full((count, series, steps), np.nan)
-    hour = max(1, steps // 24)
+    total, usual_apart, usual_point, weight = (np.zeros((series, steps)) for _ in range(4))
+    prior = _PRIOR * np.where(np.arange(len(_GUESS)) == 0, _FREE, 1.0)
+    gram, moment = np.zeros((len(_GUESS), len(_GUESS))), np.zeros(len(_GUESS))
+    features: dict[int, tuple[Array, Array]] = {}
     for origin in range(count):
         if (made := origin - lead - 1) >= 0:
-            total = fade * total + np.where(known[made], size[made], 0.0)
-            weight = fade * weight + known[made]
-        near = sum(np.roll(total, k, axis=1) for k in (-hour, 0, hour))
-        near_weight = sum(np.roll(weight, k, axis=1) for k in (-hour, 0, hour))
-        whole = total.sum(axis=1, keepdims=True) / np.maximum(weight.sum(axis=1, keepdims=True), 1e-12)
-        local = np.where(near_weight > 0, near / np.maximum(near_weight, 1e-12), whole)
-        scale[origin] = 0.8 * local + 0.2 * whole
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(scale > 0, errors / scale, np.nan)
-    parts = _PARTS if steps % _PARTS == 0 else 1
-    found = np.zeros((count - first, series, steps, len(levels)))
-    for origin in range(first, count):
-        past = relative[max(min(_BURN, origin - lead - 1), origin - lead - _DAYS, 0) : max(origin - lead, 0)]
-        if not len(past):
-            continue
-        wider = 1 + 1 / len(past)
-        level = np.clip(0.5 + (np.asarray(levels) - 0.5) * wider, 0.0, 1.0)
-        by_part = past.reshape(len(past), series, parts, -1).transpose(1, 2, 0, 3).reshape(series, parts, -1)
-        of_part = _quantiles(by_part, level).repeat(steps // parts, axis=1)
-        of_day = _quantiles(by_part.reshape(series, 1, -1), level)
-        mixed = (1 - _WHOLE) * np.where(np.isnan(of_part), of_day, of_part) + _WHOLE * of_day
-        found[origin - first] = np.nan_to_num(mixed * scale[origin][..., None])
+            size = np.abs(errors[made])
+            known = np.isfinite(size)
+            total = fade * total + np.where(known, size, 0.0)
+            usual_apart = fade * usual_apart + np.where(known, apart[made], 0.0)
+            usual_point = fade * usual_point + np.where(known, np.abs(point[made]), 0.0)
+            weight = fade * weight + known
+            x, whole = features.pop(made)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                y = np.log((size.reshape(-1)[::stride] / whole + 0.1) / 1.1)
+            rows = np.where(np.isfinite(y)[:, None], x, 0.0)
+            decay = 0.5 ** (1 / _MEMORY)
+            gram, moment = decay * gram + rows.T @ rows, decay * moment + rows.T @ np.nan_to_num(y)
+        count_of = np.maximum(weight, 1e-12)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            whole = total.sum(axis=1, keepdims=True) / weight.sum(axis=1, keepdims=True)
+            near = _near(total) / _near(weight)
+            local = (1 - _WHOLE_SIZE) * np.where(np.isfinite(near), near, whole) + _WHOLE_SIZE * whole
+            ordinary = usual_apart / count_of
+            columns = (
+                _log(local / whole),
+                _log((apart[origin] / ordinary + 0.05) / 1.05),
+                _log(np.abs(point[origin]) / (usual_point / count_of)),
+            )
+        x = np.stack([np.ones((series, steps)), *columns], axis=-1).reshape(series * steps, -1)
+        features[origin] = x[::stride].copy(), np.broadcast_to(whole, (series, steps)).reshape(-1)[::stride].copy()
+        coefficients = np.linalg.solve(gram + np.diag(prior), moment + prior * _GUESS)
+        yield whole * np.exp(x @ coefficients).reshape(series, steps)
+
+
+def _log(ratio: Array) -> Array:
+    """Bounded, and 0 where there is none."""
+    found: Array = np.clip(np.nan_to_num(np.log(ratio), nan=0.0), -_BOUND, _BOUND)
     return found
 
 
-def _quantiles(values: Array, levels: Array) -> Array:
+def _near(values: Array) -> Array:
+    """(S, N) sums of an hour to both sides; not over the ends, as what is a day ahead is less certain."""
+    steps = values.shape[1]
+    hour = max(1, steps // 24)
+    upto = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
+    step = np.arange(steps)
+    found: Array = upto[:, np.minimum(step + hour + 1, steps)] - upto[:, np.maximum(step - hour, 0)]
+    return found
+
+
+def _shape(past: Relative, levels: Array) -> Array:
+    """(S, P, Q) quantiles of relative errors (D, S, P, n), pulled to those of the whole day and of all series."""
+    days, series, parts, _ = past.shape
+    level = np.clip(0.5 + (levels - 0.5) * (1 + _WIDE / days), 0.0, 1.0)
+    of_part = _quantiles(past.transpose(1, 2, 0, 3).reshape(series, parts, -1), level)
+    own = past.transpose(1, 0, 2, 3).reshape(series, 1, -1)
+    stride = max(1, past.shape[2] * past.shape[3] // 24)  # every hour is enough for the whole day
+    of_day = _quantiles(own[..., ::stride], level)
+    whole = past.reshape(-1)
+    of_all = _quantiles(whole[:: max(1, len(whole) // 1_000_000)], level)
+    mixed = (1 - _WHOLE) * np.where(np.isnan(of_part), of_day, of_part) + _WHOLE * of_day
+    own_share = days / (days + _POOL)
+    found: Array = own_share * np.where(np.isnan(mixed), of_all, mixed) + (1 - own_share) * of_all
+    return np.nan_to_num(found)
+
+
+def _quantiles(values: Relative, levels: Array) -> Array:
     """(…, n) -> (…, Q), of what is finite; NaN where nothing is."""
     ordered = np.sort(values, axis=-1)  # NaN last
     count = np.isfinite(ordered).sum(axis=-1, keepdims=True)
