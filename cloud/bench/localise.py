@@ -243,7 +243,8 @@ def table(figures: Sequence[Document]) -> Iterator[str]:
         yield (
             f"{size}: {one['areas']} areas, {one['customers']:,} customers; {one['false_names']} honest customers "
             f"named in {one['areas_with_false_names']} areas, "
-            f"{one['area_months_without_false_names_percent']:.1f} % of area-months without; {one['cpu_s_per_area']:.2f} s CPU an area"
+            f"{one['area_months_without_false_names_percent']:.1f} % of area-months without; "
+            f"{one['cpu_s_per_area']:.2f} s CPU an area"
         )
         for name, found in one.get("methods", {}).items():
             yield f"  {name:18} AUC {found['auc']:.3f}  precision at k {found['precision_at_k']:.2f}"

@@ -58,7 +58,7 @@ def tell(problem: Problem, score: Array, weighed: Weighed, active: Sequence[Acti
         amplitude = weighed.amplitude[:, mine]
         lost, sd = amplitude * energy, weighed.amplitude_sd[:, mine] * np.abs(energy)
         kind_sd = np.array([KIND_SD[FITTED_KINDS[k]] for k in c.kind[mine]])
-        share = np.exp(odds / TENDED - logsumexp(odds / TENDED))
+        share = np.exp(odds / TENDED - max(float(logsumexp(odds / TENDED)), -1e300))
         lost = lost + np.where(c.kind[mine] == c.kind[mine[which]], more.get(who, 0.0), 0.0)
         lost = np.where(c.kind[mine] == NUMBER["wrong_area"], -lost, lost)
         answers[who] = _mixture(share.ravel(), lost.ravel(), np.hypot(sd, kind_sd * lost).ravel())
@@ -76,7 +76,9 @@ def tell(problem: Problem, score: Array, weighed: Weighed, active: Sequence[Acti
 
 def _mixture(share: Array, mean: Array, sd: Array) -> tuple[float, float, float]:
     """10 %, mean and 90 % of a mixture of normals."""
-    keep = share > 1e-4
+    keep = share > 1e-4  # none where a meter never moved
+    if not keep.any():
+        return 0.0, 0.0, 0.0
     share, mean, sd = share[keep] / share[keep].sum(), mean[keep], np.maximum(sd[keep], 1.0)
     middle = float((share * mean).sum())
     ends = []
