@@ -97,16 +97,20 @@ def balance(
     sizes: Sequence[float] = SIZES,
     difficulties: Sequence[str] = ("easy", "hard"),
     phase_imbalance: bool = False,
+    builtin: bool = True,
     options: run.Options | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Document]:
-    """Figures of each network (the builtin one first), difficulty, size, without and with gain errors.
+    """Figures of each network (the builtin one first, unless left out), difficulty, size, without and with gain errors.
 
     folders: networks as tools/export_networks.py writes them, one area each, with the builtin load profiles.
     """
     figures = []
     with tempfile.TemporaryDirectory() as scratch:
-        for name, networks in [("builtin", None), *((path.name, networks_of(path)) for path in folders)]:
+        for name, networks in [
+            *([("builtin", None)] if builtin else []),
+            *((path.name, networks_of(path)) for path in folders),
+        ]:
             for difficulty in difficulties:
                 for size in sizes:
                     found: dict[bool, list[Found]] = {False: [], True: []}

@@ -1,7 +1,8 @@
 """A network with measurements in a folder: CSV for what stands in the field, parquet for what was measured.
 
 ``nodes.csv``, ``lines.csv`` and ``transformers.csv`` may be missing (the technical loss is then fitted, not computed);
-``meters.csv`` and ``measurements.parquet`` may not. Every problem is told with its file and line, all at once.
+``meters.csv`` and ``measurements.parquet`` may not. ``areas.csv`` names limits and what areas are summed up in.
+Every problem is told with its file and line, all at once.
 """
 
 import csv
@@ -159,6 +160,17 @@ class Meter:
 
 
 @dataclass(frozen=True, slots=True)
+class Area:
+    """A row of areas.csv, which may be missing. ``parent_id``: the feeder or substation it is summed up in; limits of
+    its loss in percent of the energy fed in."""
+
+    area_id: str = _column(_text)
+    parent_id: str | None = _column(_text, default=None)
+    low_percent: float | None = _column(_number, default=None)
+    high_percent: float | None = _column(_number, default=None)
+
+
+@dataclass(frozen=True, slots=True)
 class Meters:
     """M meters in the order of meters.csv, one column each in every array of ``Measurements``."""
 
@@ -207,6 +219,7 @@ class Folder:
     nodes: tuple[Node, ...]
     lines: tuple[Line, ...]
     transformers: tuple[Transformer, ...]
+    registry: tuple[Area, ...] = ()
 
     @property
     def areas(self) -> list[str]:
@@ -221,6 +234,7 @@ def read(path: Path) -> Folder:
     nodes = tuple(_rows(path / "nodes.csv", Node, problems))
     lines = tuple(_rows(path / "lines.csv", Line, problems))
     transformers = tuple(_rows(path / "transformers.csv", Transformer, problems))
+    registry = tuple(_rows(path / "areas.csv", Area, problems))
     known = {node.node_id for node in nodes}
     if nodes:
         for file, ends in (
@@ -237,10 +251,10 @@ def read(path: Path) -> Folder:
     measurements = _measurements(path / "measurements.parquet", [meter.meter_id for meter in meters], problems)
     if problems or measurements is None:
         raise FolderError(problems)
-    return Folder(path, Meters(meters), measurements, nodes, lines, transformers)
+    return Folder(path, Meters(meters), measurements, nodes, lines, transformers, registry)
 
 
-Row = TypeVar("Row", Node, Line, Transformer, Meter)
+Row = TypeVar("Row", Node, Line, Transformer, Meter, Area)
 
 
 def _rows(path: Path, kind: type[Row], problems: list[str], *, required: bool = False) -> Iterator[Row]:

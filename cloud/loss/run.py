@@ -25,6 +25,9 @@ Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 Progress = Callable[[str], None]
 
+_LOCALISE_DAYS: Final = 14  # fewer tell no habit from a change
+_DAY_S: Final = 23 * 3600  # the shortest
+_SECONDARY: Final = (0.85, 1.1)  # of the ratio, that what was delivered is of what the head shows
 _NAMED_MAX: Final = 3  # meters a reason names
 _PHASES: Final = "abc"
 
@@ -115,7 +118,8 @@ def run(folder: Folder, options: Options, progress: Progress = lambda line: None
     """The answer for each area of a folder, in the order of its meters.csv."""
     days = calendar(folder.measurements.time, folder.measurements.step_s, options.zone)
     runs = list(balance_areas(folder, options, days, progress))
-    known = [area for area in runs if area.use.any()]
+    whole_days = int((np.bincount(days.day) * folder.measurements.step_s >= _DAY_S).sum())
+    known = [area for area in runs if area.use.any() and whole_days >= _LOCALISE_DAYS]
     progress(f"customers of {len(known)} areas")
     found = localise([_for_localise(area, folder, days) for area in known]) if known else []
     by_area = {area.area_id: suspects for area, suspects in zip(known, found, strict=True)}
@@ -129,6 +133,18 @@ def balance_areas(
     for number, area_id in enumerate(folder.areas, 1):
         progress(f"area {number} of {len(folder.areas)}: {area_id}")
         yield _area(folder, area_id, options, days)
+
+
+def limits_of(folder: Folder, name: str, options: Options) -> Limits:
+    """Of areas.csv where it has some for an area or what it is summed up in, else those of the options."""
+    row = next((row for row in folder.registry if row.area_id == name), None)
+    low, high = (row.low_percent, row.high_percent) if row else (None, None)
+    given = options.limits
+    return replace(
+        given,
+        low_percent=given.low_percent if low is None else low,
+        high_percent=given.high_percent if high is None else high,
+    )
 
 
 def _for_localise(area: AreaRun, folder: Folder, days: Calendar) -> AreaBalance:
@@ -168,6 +184,13 @@ def _area(folder: Folder, area_id: str, options: Options, days: Calendar) -> Are
     use &= bool(heads) and bool(drawing)
     supplied_wh = np.where(head.filled.filled.any(axis=1), np.nan, head.filled.wh.sum(axis=1))
     found = _Technical("none", "")
+    never = _never(rows, heads, drawing, head, drawn, area_id)
+    if use.any() and (ratio := _secondary(rows, heads, head, drawn, fed_in, use)):
+        never = (
+            f"{drawn.net(use).sum() / head.net(use).sum():.1f} times of what the head shows was delivered: multiply "
+            f"its energies by its ct_ratio x pt_ratio of {ratio:g}, or correct the ratio"
+        )
+        use &= False
     if use.any():
         found = _technical(folder, area_id, (heads, drawing), (head, drawn), supplied_wh, use, options, days)
     settled = None
@@ -180,8 +203,8 @@ def _area(folder: Folder, area_id: str, options: Options, days: Calendar) -> Are
     def over(window: Index) -> Balance:
         return balance.balance(
             *sides, fed_in, found.wh, window, use=use, step_s=measured.step_s, errors=options.errors,
-            limits=options.limits, technical_sd_wh=found.sd_wh(window) if found.sd_wh else None,
-            why=found.why, why_never=_never(rows, heads, drawing, head, drawn, area_id),
+            limits=limits_of(folder, area_id, options), technical_sd_wh=found.sd_wh(window) if found.sd_wh else None,
+            why=found.why, why_never=never,
         )  # fmt: skip
 
     whole = over(np.zeros(steps, np.intp))
@@ -267,6 +290,17 @@ def _never(
     return f"no reading ever from {', '.join(silent[:_NAMED_MAX])}{more}; visit or replace" if silent else ""
 
 
+def _secondary(
+    rows: Sequence[Meter], heads: Sequence[int], head: Meters, drawn: Meters, fed_in: Array, use: NDArray[np.bool_]
+) -> float:
+    """The ratio that seems to be missing in the records of an area's one head meter; 0 when none is."""
+    ratio = rows[heads[0]].ct_ratio * rows[heads[0]].pt_ratio
+    shown = float(head.net(use).sum())
+    if len(heads) != 1 or ratio <= 2 or shown <= 0 or fed_in.any():
+        return 0.0
+    return ratio if _SECONDARY[0] < drawn.net(use).sum() / shown / ratio < _SECONDARY[1] else 0.0
+
+
 def _meters(folder: Folder, columns: Sequence[int], steps_per_day: int) -> tuple[Meters, Array]:
     """Filled net energy of some meters, and (T,) what they fed in: import of the head is drawn from above."""
     measured = folder.measurements
@@ -305,25 +339,43 @@ _WH: Final = ("supplied_wh", "delivered_wh", "technical_wh", "unexplained_wh")
 
 def losses_table(runs: Sequence[AreaRun], starts: NDArray[np.datetime64], which: str) -> pa.Table:
     """losses.parquet and its like by day and month; which: intervals | days | months."""
-    tables = []
+    return pa.concat_tables([_losses(area.area_id, getattr(area, which), starts) for area in runs])
+
+
+def _losses(name: str, found: Balance, starts: NDArray[np.datetime64]) -> pa.Table:
+    columns = {key: pa.array(getattr(found, key), from_pandas=True) for key in _WH}
+    return pa.table(
+        {
+            "area_id": pa.array([name] * len(starts), pa.string()),
+            "time": pa.array(starts, _UTC),
+            **columns,
+            "unexplained_lo_wh": pa.array(found.lo_wh, from_pandas=True),
+            "unexplained_hi_wh": pa.array(found.hi_wh, from_pandas=True),
+            "state": pa.array(np.array(STATES)[found.state]),
+            "reason": pa.array(found.reason, pa.string()),
+            "aligned": pa.array(found.aligned),
+        }
+    )
+
+
+def sums_table(runs: Sequence[AreaRun], folder: Folder, options: Options, days: Calendar) -> pa.Table | None:
+    """sums.parquet: feeders and substations by day and month, each the sum of the areas below it in areas.csv."""
+    parent = {row.area_id: row.parent_id for row in folder.registry if row.parent_id}
+    below: dict[str, list[AreaRun]] = {}
     for area in runs:
-        found: Balance = getattr(area, which)
-        columns = {name: pa.array(getattr(found, name), from_pandas=True) for name in _WH}
-        tables.append(
-            pa.table(
-                {
-                    "area_id": pa.array([area.area_id] * len(starts)),
-                    "time": pa.array(starts, _UTC),
-                    **columns,
-                    "unexplained_lo_wh": pa.array(found.lo_wh, from_pandas=True),
-                    "unexplained_hi_wh": pa.array(found.hi_wh, from_pandas=True),
-                    "state": pa.array(np.array(STATES)[found.state]),
-                    "reason": pa.array(found.reason, pa.string()),
-                    "aligned": pa.array(found.aligned),
-                }
-            )
-        )
-    return pa.concat_tables(tables)
+        name, passed = parent.get(area.area_id), {area.area_id}
+        while name and name not in passed:
+            below.setdefault(name, []).append(area)
+            passed.add(name)
+            name = parent.get(name)
+    tables = []
+    for name, areas in below.items():
+        limits, names = limits_of(folder, name, options), [area.area_id for area in areas]
+        for period, starts in (("day", days.day_start), ("month", days.month_start)):
+            found = balance.together([getattr(area, f"{period}s") for area in areas], names, limits)
+            table = _losses(name, found, starts)
+            tables.append(table.append_column("period", pa.array([period] * len(starts), pa.string())))
+    return pa.concat_tables(tables) if tables else None
 
 
 def suspects_table(runs: Sequence[AreaRun], time: NDArray[np.datetime64]) -> pa.Table:
@@ -402,6 +454,8 @@ def write(runs: Sequence[AreaRun], folder: Folder, options: Options, out: Path) 
     pq.write_table(losses_table(runs, time, "intervals"), out / "losses.parquet")
     pq.write_table(losses_table(runs, days.day_start, "days"), out / "losses_day.parquet")
     pq.write_table(losses_table(runs, days.month_start, "months"), out / "losses_month.parquet")
+    if (sums := sums_table(runs, folder, options, days)) is not None:
+        pq.write_table(sums, out / "sums.parquet")
     pq.write_table(suspects_table(runs, time), out / "suspects.parquet")
     made = [area.voltages for area in runs if area.voltages is not None]
     pq.write_table(pa.concat_tables(made) if made else technical.VOLTAGES.empty_table(), out / "voltages.parquet")

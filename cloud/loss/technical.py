@@ -43,26 +43,23 @@ class AreaFlow:
         drawn: (T, M) net.  supplied_wh: (T,) NaN where unknown.  use: (T,) aligned.
         What was drawn beside the records heats the wires as well: what each interval leaves unexplained is put on top
         of every customer's import, and the flow solved again. Without it the loss that a theft causes would be taken
-        for theft. A theft's marginal loss is some percent of it, so that two rounds are enough.
+        for theft. The first run's rest has that loss in it: losses grow with the square, twice their share.
         """
         active = np.ascontiguousarray(drawn.wh.T) / self.step_h
         reactive = _reactive(drawn.wh, steps_per_day).T / self.step_h
         if self.varh is not None:
             reactive = np.where(np.isnan(self.varh.T), reactive, self.varh.T / self.step_h)
-        imported = np.maximum(drawn.wh, 0).sum(axis=1)
-        scale = np.ones_like(active)
         try:
-            for last in (False, False, True):
-                flow = self._flow(active * scale, reactive * scale, voltages=last)
-                technical_wh = np.asarray(flow.loss_w * self.step_h, np.float64)
-                if not last:
-                    rest = settle(supplied_wh, drawn, technical_wh, use, steps_per_day).rest_wh
-                    more = 1 + np.clip(rest / np.maximum(imported, 1.0), *_SHARE)
-                    scale = np.where(active > 0, more, 1.0)
+            flow = self._flow(active, reactive, voltages=False)
+            rest = settle(supplied_wh, drawn, flow.loss_w * self.step_h, use, steps_per_day).rest_wh / self.step_h
+            imported = np.maximum(active, 0).sum(axis=0)
+            share = rest / np.maximum(imported + 2 * (flow.loss_w - flow.no_load_w), 1.0)
+            scale = np.where(active > 0, 1 + np.clip(share, *_SHARE), 1.0)
+            flow = self._flow(active * scale, reactive * scale, voltages=True)
         except NoSolutionError as error:
             return f"power flow: {error}"
         self.voltage_pu = flow.voltage_pu
-        return technical_wh
+        return np.asarray(flow.loss_w * self.step_h, np.float64)
 
     def _flow(self, active: Array, reactive: Array, *, voltages: bool) -> Flow:
         return solve(self.placed, active, reactive, source_pu=self.source_pu, voltages=voltages)

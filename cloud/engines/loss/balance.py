@@ -14,6 +14,7 @@ The errors of a window (interval, day, month) add in squares:
 - the technical loss: the network model's share, or the fit's covariance.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -91,6 +92,8 @@ def fill(wh: Array, steps_per_day: int, *, estimated: Mask | None = None, level:
     The error is that of the weighed guess at this time of day. A meter that was never seen keeps NaN.
     """
     steps, meters = wh.shape
+    if not meters:
+        return Filled(wh, wh.copy(), np.zeros(wh.shape, np.bool_), np.zeros(0))
     days = -(-steps // steps_per_day)
     shape = (days, steps_per_day, meters)
     unsure = np.isnan(wh) if estimated is None else np.isnan(wh) | estimated
@@ -308,3 +311,34 @@ def _words(state: NDArray[np.int8], percent: Array, margin: Array, limits: Limit
         else:
             reason[at] = [f"loss {p:.2f} ± {m:.2f} % {words}" for p, m in zip(percent[at], margin[at], strict=True)]
     return reason
+
+
+def together(children: Sequence[Balance], names: Sequence[str], limits: Limits) -> Balance:
+    """Balance of a feeder or a substation: the sums of its areas in the same W windows, errors added in squares.
+
+    Not computable where an area is not: what is missing would look like no loss at all.
+    """
+
+    def total(name: str) -> Array:
+        return np.asarray(np.sum([getattr(child, name) for child in children], axis=0), np.float64)
+
+    supplied, delivered, fed_in, rest = (
+        total(n) for n in ("supplied_wh", "delivered_wh", "input_wh", "unexplained_wh")
+    )
+    sd = np.sqrt(np.sum([child.loss_sd_wh**2 for child in children], axis=0))
+    wide = np.sqrt(np.sum([((child.hi_wh - child.lo_wh) / 2) ** 2 for child in children], axis=0))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        percent, margin = 100 * (supplied - delivered) / fed_in, 100 * Z80 * sd / fed_in
+    state = np.full(len(supplied), NORMAL, np.int8)
+    state[percent - margin > limits.high_percent] = HIGH
+    state[percent + margin < limits.low_percent] = NEGATIVE
+    reason = _words(state, percent, margin, limits, "")
+    gone = np.array([child.state == NOT_COMPUTABLE for child in children])
+    for at in np.flatnonzero(gone.any(axis=0)).tolist():
+        first = int(gone[:, at].argmax())
+        more = f" and {int(gone[:, at].sum()) - 1} more" if gone[:, at].sum() > 1 else ""
+        state[at], reason[at] = NOT_COMPUTABLE, f"{names[first]}{more}: {children[first].reason[at]}"
+    return Balance(
+        supplied, delivered, total("technical_wh"), rest, rest - wide, rest + wide, fed_in, sd,
+        np.min([child.aligned for child in children], axis=0), state, reason,
+    )  # fmt: skip

@@ -90,7 +90,9 @@ def fit_technical(
         keep = values > values[-1] * 1e-12
         root = np.sqrt(values[keep])[:, None] * vectors[:, keep].T
         target = (vectors[:, keep].T @ (x.T @ (weight * y))) / np.sqrt(values[keep])
-        coefficients = np.asarray(lsq_linear(root, target, (lower, np.full(count, np.inf))).x, np.float64)
+        coefficients = np.asarray(
+            lsq_linear(root, target, (lower, np.full(count, np.inf)), method="bvls").x, np.float64
+        )
         miss = (y - x @ coefficients) / sd
         scale = max(float(np.median(np.abs(miss))) / 0.6745, 1e-6)
         trust = np.minimum(1.0, _HUBER / np.maximum(np.abs(miss) / scale, 1e-9))

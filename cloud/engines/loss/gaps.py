@@ -37,8 +37,10 @@ def settle(supplied_wh: Array, drawn: Filled, technical_wh: Array, use: Mask, st
     moved = np.where(use, rest - settled, 0.0) / np.maximum(variance, 1e-12)
     wh = drawn.wh + np.where(gap, drawn.sd_wh**2, 0.0) * moved[:, None]
     sd = np.where(gap & use[:, None], drawn.sd_wh * np.sqrt(trust)[:, None], drawn.sd_wh)
-    gap_var = float(np.where(use, 0.0, usual_var).sum()) * spread
-    return Settled(settled, Filled(wh, sd, gap, drawn.spread), float(np.sqrt(gap_var)))
+    # Those that follow what is usual share what it misses: n of them, from m that were measured, n + n²/m.
+    shared = 1 + float((1 - trust).sum()) / max(float(trust.sum()), 1.0)
+    gap_var = float(np.where(use, 0.0, usual_var).sum()) * spread * shared
+    return Settled(settled, Filled(wh, sd, gap, drawn.spread * shared), float(np.sqrt(gap_var)))
 
 
 def _usual(rest: Array, variance: Array, use: Mask, steps_per_day: int) -> tuple[Array, Array, float]:
