@@ -34,18 +34,18 @@ def weigh(errors: Array) -> Array:
     """
     count, members, series, steps = errors.shape
     parts = parts_of(steps)
-    missing = np.isnan(errors)
-    silent: NDArray[np.bool_] = np.all(missing, axis=3)
-    silent &= np.logical_not(np.all(silent, axis=1, keepdims=True))
-    values = np.where(np.any(missing & ~silent[..., None], axis=1, keepdims=True), 0.0, np.nan_to_num(errors))
     shares = np.full((count, members, series, parts), 1 / members)
     past = np.zeros((series, parts, members, members))
     weight = np.zeros(series)
     fade = 0.5 ** (1 / _HALF_LIFE)
     for origin in range(1, count):
-        made = values[origin - 1]
         share = shares[origin - 1].transpose(1, 2, 0)  # (S, P, M)
-        quiet = silent[origin - 1]
+        made = errors[origin - 1]
+        missing = np.isnan(made)
+        quiet = missing.all(axis=2)
+        quiet &= ~quiet.all(axis=0)
+        # A step that any of the others lacks says nothing about who is better.
+        made = np.where((missing & ~quiet[..., None]).any(axis=0), 0.0, np.where(missing, 0.0, made))
         said = np.where(quiet, 0.0, share.mean(axis=1).T)
         missed = (made * (said / np.maximum(said.sum(axis=0), 1e-12))[..., None]).sum(axis=0)
         if quiet.any():

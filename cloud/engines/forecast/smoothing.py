@@ -11,7 +11,7 @@ _DAY: Final = 0.15  # of what a day missed is learnt by the usual day
 _OFF: Final = 0.1  # … and by the difference of days off to working days
 _LEVEL: Final = 0.4  # … and by the level, of its mean
 _FADE: Final = 0.8  # of the level is left a day later
-_DAYS: Final = 180  # back from the first origin; what was before them is forgotten by then
+_DAYS: Final = 90  # back from the first origin; what was before them is forgotten by then
 
 
 def smoothing(blocks: Blocks, first: int, last: int) -> Array:
