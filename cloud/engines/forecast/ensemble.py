@@ -4,7 +4,6 @@ from math import gcd
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cloud.engines.forecast.inputs import Array
 
