@@ -16,7 +16,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.bench import localise
+from cloud.bench import balance, localise
 from cloud.engines.loss.flow import place, solve
 from cloud.engines.loss.network import Line, Transformer, compile_network
 
@@ -163,13 +163,20 @@ Copy and run:
   gridloom bench loss --networks /tmp/networks
   gridloom bench loss --networks /tmp/networks --name rural3 --name urban6 --json
   gridloom bench loss --networks tests/cases/networks --quick
+  gridloom bench loss --part balance --seeds 0-9 --size 20 --size 50 --networks /tmp/networks --name rural1
   gridloom bench loss --part localise --seeds 0-9 --size 5 --size 20 --size 50 --peers peers.py --keep found.jsonl
 """
 )
 @click.option(
-    "--part", type=click.Choice(["flow", "localise"]), default="flow", show_default=True, help="What is measured."
+    "--part",
+    type=click.Choice(["flow", "balance", "localise"]),
+    default="flow",
+    show_default=True,
+    help="What is measured.",
 )
-@click.option("--seeds", default="0-29", show_default=True, callback=_seeds, help="localise: of the fault generator.")
+@click.option(
+    "--seeds", default="0-29", show_default=True, callback=_seeds, help="balance, localise: of the fault generator."
+)
 @click.option(
     "--size",
     "sizes",
@@ -177,7 +184,7 @@ Copy and run:
     multiple=True,
     default=["20"],
     show_default=True,
-    help="localise: percent of a faulty customer's energy that is not recorded; may be repeated.",
+    help="balance, localise: percent of a faulty customer's energy that is not recorded; may be repeated.",
 )
 @click.option(
     "--peers", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="localise: peers.py with baselines."
@@ -205,11 +212,20 @@ def loss(
     """The loss engine beside its peers.
 
     flow: power-grid-model's iterative current; voltages, losses, CPU time of one thread, both to 1e-8 pu. The truth of
-    voltages and losses is its Newton-Raphson. localise: who is found in areas of the fault generator, with the
+    voltages and losses is its Newton-Raphson. balance: stolen energy of an area, and its 80 % intervals, of the
+    generator's own network and those named. localise: who is found in areas of the fault generator, with the
     baselines of --peers. Needs pip install "gridloom[bench]".
     """
     if importlib.util.find_spec("power_grid_model") is None:
         raise click.ClickException('power-grid-model is not there; run: pip install "gridloom[bench]"')
+    if part == "balance":
+        folders = [networks / name for name in names] if networks else []
+        balanced = balance.balance(
+            folders, seeds, sizes=[int(size) / 100 for size in sizes], tell=lambda text: click.echo(text, err=True)
+        )
+        for line in [json.dumps({"balance": balanced})] if as_json else balance.table(balanced):
+            click.echo(line)
+        return
     if part == "localise":
         found = localise.localise(
             seeds, sizes, peers=localise.load_peers(peers) if peers else None, keep=keep,
