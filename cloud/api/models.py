@@ -166,10 +166,12 @@ class Suspect(Answer):
     score: float = Field(description="log odds of a fault: 0 as likely as not, 10 is 22,000 to one")
     kind: str = Field(
         description="what the record looks like: scaled, night, peak, cap, subtract, stopped, intermittent, ct_ratio, "
-        "wrong_area …"
+        "wrong_area, phase_missing …"
     )
     since: datetime | None = Field(description="null: before the first day looked at")
-    stolen_kwh: float = Field(description="missing from the record since then; negative: too much in it")
+    stolen_kwh: float = Field(
+        description="missing from the record since then; negative: too much in it; of wrong_area: in the wrong book"
+    )
     stolen_lo_kwh: float = Field(description="80 % interval")
     stolen_hi_kwh: float
     evidence_en: str

@@ -203,7 +203,7 @@ export function suspects(areas) {
         element("p", { className: "head" }, icon(one.named ? "warning" : "info", one.named ? "warning" : "muted"),
           element("strong", {}, one.point), element("span", {}, kindText("kind", one.kind) || one.kind), element("span", {}, since),
           element("span", { className: "odds" }, text(one.named ? "namedSuspect" : "possibleSuspect"))),
-        element("p", {}, element("b", {}, kilowattHours(Math.abs(one.stolen_kwh))), ` ${text(too ? "tooMuch" : "missingFrom")} `,
+        element("p", {}, element("b", {}, kilowattHours(Math.abs(one.stolen_kwh))), ` ${text(one.kind === "wrong_area" ? "wrongBook" : too ? "tooMuch" : "missingFrom")} `,
           element("small", {}, text("interval80of", { low: number(low), high: number(high) }))),
         element("p", {}, kindText("do", one.kind) || text("do_other")),
         element("p", { className: "quiet", lang: evidence[0] }, evidence[1])));

@@ -129,7 +129,8 @@ class ForecastFacts:
 class SuspectFacts:
     """A customer whom the newest search of its area names.  ``since``: None when before ``from_day``, its first day.
 
-    ``stolen_wh`` with its 80 % interval: missing from the record since then; negative: too much in it.
+    ``stolen_wh`` with its 80 % interval: missing from the record since then; negative: too much in it; of a wrong
+    area what its book has and another one supplies.
     """
 
     point: str
@@ -344,15 +345,17 @@ _KIND: Final = {
 
 def _suspect(facts: SuspectFacts, calendar: Calendar) -> Finding:
     begin = facts.since.astimezone(calendar.zone).date() if facts.since else facts.from_day
-    since_en, since_zh = (
-        (f"since {begin}", f"自 {begin} 起") if facts.since else (f"from before {begin} on", f"早于 {begin}")
-    )
+    since_en, since_zh = f"since {begin}", f"自 {begin} 起"
+    if facts.since is None:
+        since_en, since_zh = f"since before {begin}", f"早于 {begin}"
     what_en, what_zh, look_en, look_zh = _KIND.get(facts.kind, (facts.kind, facts.kind, "its wiring", "接线"))
     less = facts.stolen_wh >= 0
     sides = (facts.lo_wh, facts.hi_wh) if less else (-facts.hi_wh, -facts.lo_wh)
     low, high = (f"{edge / 1000:,.0f}" for edge in sides)
     kwh = f"{abs(facts.stolen_wh) / 1000:,.0f}"
     is_en, is_zh = ("missing from its record", "未计入") if less else ("too much in its record", "多计")
+    if facts.kind == "wrong_area":
+        is_en, is_zh = "in the wrong area's book", "计入错误台区"
     return Finding(
         SUSPECT,
         facts.subject,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cloud.engines.loss import balance
 from cloud.engines.loss.balance import NOT_COMPUTABLE, PROFILE_DAYS, STATES, Errors, Filled, Limits, Meters
-from cloud.engines.loss.flow import NoSolutionError, technical_loss
+from cloud.engines.loss.flow import NoSolutionError
 from cloud.jobs.areas import (
     Area,
     Point,
@@ -23,9 +23,10 @@ from cloud.jobs.areas import (
     membership,
     role_of,
     source_pu,
+    technical_loss,
 )
 from cloud.jobs.calendar import Calendar, floor_mark
-from cloud.jobs.columns import INTERVAL_H, INTERVAL_S, to_mark
+from cloud.jobs.columns import INTERVAL_S, to_mark
 from protocols.uplink import to_us
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -220,14 +221,15 @@ def _technical(
             name = record.points[astray[0]].node_id
             why[number] = f"node {name} of a meter is not in the network model; correct the registry"
     which = record.customer & known
-    column = np.array([node[p.node_id] for p, there in zip(record.points, which, strict=True) if there], np.intp)
+    nodes = [point.node_id for point, there in zip(record.points, which, strict=True) if there]
+    supplied_wh = record.wh[:, record.supply].sum(axis=1)
     due = np.zeros(len(record.wh), bool)
     for number, span in enumerate(spans):
         due[span] = aligned[number] & (number not in why)
-    while due.any() and len(column):
+    while due.any() and nodes:
         try:
             wh, varh = record.wh[due][:, which], record.varh[due][:, which]
-            technical_wh[due] = technical_loss(area.network, column, wh, varh, INTERVAL_H, source_pu[due])
+            technical_wh[due] = technical_loss(area.network, nodes, wh, varh, supplied_wh[due], source_pu[due])
             break
         except NoSolutionError as error:
             failed = np.flatnonzero(due)[error.scenarios]

@@ -20,11 +20,21 @@ from numpy.typing import NDArray
 
 from cloud.engines.loss import balance
 from cloud.engines.loss.balance import Limits
-from cloud.engines.loss.flow import NoSolutionError, technical_loss
+from cloud.engines.loss.flow import NoSolutionError
 from cloud.engines.loss.localise import AreaBalance, Suspects, localise
-from cloud.jobs.areas import Area, gain_of, load_areas, load_energy, load_points, membership, role_of, source_pu
+from cloud.jobs.areas import (
+    Area,
+    gain_of,
+    load_areas,
+    load_energy,
+    load_points,
+    membership,
+    role_of,
+    source_pu,
+    technical_loss,
+)
 from cloud.jobs.calendar import INTERVAL, Calendar
-from cloud.jobs.columns import INTERVAL_H, INTERVAL_S
+from cloud.jobs.columns import INTERVAL_S
 
 logger = logging.getLogger(__name__)
 
@@ -235,20 +245,32 @@ def _load(connection: Connection, calendar: Calendar, area: Area, first: date, t
     columns = [point for point, draws in zip(points, customer, strict=True) if draws]
     point_id, column_of = np.unique([point.point_id for point in columns], return_inverse=True)
     gains = gain_of(points)
+    three_phase, ct_ratio = _nameplates(connection, point_id, end)
     return Record(
         area,
         point_id,
         AreaBalance(
             supplied_wh=supplied_wh,
             customer_wh=_by_point(drawn_wh, column_of, len(point_id)),
-            technical_wh=_technical(area, [point.node_id for point in columns], drawn_wh, varh[:, customer]),
+            technical_wh=_technical(
+                area, [point.node_id for point in columns], drawn_wh, varh[:, customer], supplied_wh
+            ),
             customer_sd_wh=_by_point(drawn_sd, column_of, len(point_id)),
             step_s=INTERVAL_S,
             first_step_of_day=0,
             supply_gain_sd=float(gains[supply].mean()),
             customer_gain_sd=float(gains[customer].mean()),
+            three_phase=three_phase,
+            ct_ratio=ct_ratio if (ct_ratio > 1).any() else None,
         ),
     )
+
+
+def _nameplates(connection: Connection, point_id: NDArray[np.int64], at: datetime) -> tuple[Mask, Array]:
+    """(M,) three-phase, and the ratio of current transformers, as the registry has them at ``at``."""
+    rows = {one: (phases, ratio) for one, phases, ratio in connection.execute(_NAMEPLATES, (at, at, point_id.tolist()))}
+    told = [rows.get(one, ("abc", 1)) for one in point_id.tolist()]
+    return np.array([len(phases) == 3 for phases, _ in told], bool), np.array([float(ratio) for _, ratio in told])
 
 
 def _by_point(values: Array, column_of: NDArray[np.intp], count: int) -> Array:
@@ -261,14 +283,15 @@ def _by_point(values: Array, column_of: NDArray[np.intp], count: int) -> Array:
     return summed
 
 
-def _technical(area: Area, nodes: Sequence[str], drawn_wh: Array, drawn_varh: Array) -> Array | None:
+def _technical(
+    area: Area, nodes: Sequence[str], drawn_wh: Array, drawn_varh: Array, supplied_wh: Array
+) -> Array | None:
     """(T,) by power flow; None where the network does not tell: the engine then fits it."""
     if isinstance(area.network, str) or any(node not in area.network.node for node in nodes):
         return None
-    column = np.array([area.network.node[node] for node in nodes], np.intp)
     pu = source_pu(area.network, area.head_v)
     try:
-        return technical_loss(area.network, column, drawn_wh, drawn_varh, INTERVAL_H, pu)
+        return technical_loss(area.network, nodes, drawn_wh, drawn_varh, supplied_wh, pu)
     except NoSolutionError:
         return None
 
@@ -297,8 +320,7 @@ def _store(
                 (
                     area_id, through, int(record.point_id[i]), rank, float(suspects.score[i]), suspects.kind[i],
                     bool(suspects.named[i]), float(suspects.stolen_wh[i]), float(suspects.lo_wh[i]),
-                    float(suspects.hi_wh[i]), since, suspects.evidence[i],
-                    *getattr(suspects, "evidence_zh", ("",) * len(order))[i : i + 1],
+                    float(suspects.hi_wh[i]), since, suspects.evidence[i], suspects.evidence_zh[i],
                 )
             )  # fmt: skip
     customers = 0 if record is None else len(record.point_id)
@@ -312,6 +334,11 @@ def _store(
 
 _BACKFILLING: Final = """
     SELECT coalesce(bool_or((status->>'backfill_left')::bigint > 0), false) FROM gateway_status WHERE online
+"""
+_NAMEPLATES: Final = """
+    SELECT point_id, phases, coalesce(ct_ratio, 1) FROM metering_point p
+    LEFT JOIN installation i USING (point_id)
+    WHERE (i.valid_from IS NULL OR i.valid_from < %s AND i.valid_to >= %s) AND point_id = ANY(%s)
 """
 _INSERT: Final = """
     INSERT INTO loss_suspect (area_id, day, point_id, rank, score, kind, named, stolen_wh, stolen_lo_wh, stolen_hi_wh,

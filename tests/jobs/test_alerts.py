@@ -78,7 +78,7 @@ def test_loss_out_of_range(losses: list[Loss], says: str | None) -> None:
 
 
 def test_what_is_within_its_uncertainty_is_no_alert() -> None:
-    """2 % unexplained on three days, unsure by 1 or by 3 % of the supply; 9 % lost, where the state does not say high."""
+    """2 % unexplained on three days, unsure by 1 or by 3 % of supply; 9 % lost, where the state does not say high."""
     days = [loss(f"2026-03-{d}", 4, 2.0) for d in (10, 9, 8)]
     sure, unsure = (
         [replace(day, lo_wh=2e4 - wide, hi_wh=2e4 + wide, fed_in_wh=1e6, state="normal") for day in days]

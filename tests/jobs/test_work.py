@@ -178,18 +178,20 @@ def _check_losses(store: Store) -> None:
 
 
 def _check_suspects(store: Store) -> None:
-    """Who steals is named, an honest customer is not, and a meter that is named has an alert."""
+    """Nobody is suspected where nobody steals; whose meter counts too little all day comes first; names have alerts."""
     rows = store.connection.execute(
-        "SELECT point, day, stolen_lo_wh < stolen_hi_wh FROM loss_suspect JOIN metering_point USING (point_id)"
-        " WHERE named"
+        "SELECT point, s.area_id, day, rank, named, stolen_lo_wh < stolen_hi_wh, evidence_zh <> ''"
+        " FROM loss_suspect s JOIN metering_point USING (point_id)"
     ).fetchall()
-    thieves = {m.point for m in store.world.meters if m.habit.value in ("scaled", "bypass")}
-    assert {point for point, *_ in rows} == thieves
+    stealing = {m.area: m.point for m in store.world.meters if m.habit.value in ("scaled", "bypass")}
+    assert {area for _, area, *_ in rows} <= set(stealing)
+    (scaled,) = (m.point for m in store.world.meters if m.habit.value == "scaled")
+    assert (scaled, 1) in {(point, rank) for point, _, _, rank, *_ in rows}
     through = Calendar(zone()).day(START) - timedelta(days=1)
-    assert {(day, ordered) for *_, day, ordered in rows} == {(through, True)}
+    assert {(day, ordered, told) for _, _, day, _, _, ordered, told in rows} == {(through, True, True)}
     assert one(store, "SELECT count(*), min(customers) > 0, max(reason) FROM loss_search") == (6, True, "")
     alerted = store.connection.execute("SELECT subject FROM alert WHERE rule = 'suspect_named' AND closed_at IS NULL")
-    assert {subject for (subject,) in alerted} == {f"meter:{point}" for point in thieves}
+    assert {subject for (subject,) in alerted} == {f"meter:{point}" for point, _, _, _, named, *_ in rows if named}
 
 
 def _check_forecasts(store: Store) -> None:
