@@ -29,7 +29,7 @@ from rich.table import Table
 
 from protocols.clock import Anchor, read_anchor, write_anchor
 from simulators.ports import LOOPBACK, free_port
-from simulators.report import check, make_report
+from simulators.report import check, make_report, summary
 from simulators.services import Broker, Postgres, ServiceError, new_password
 from simulators.supervisor import Program, ProgramError, Supervisor, port_answers
 
@@ -293,6 +293,8 @@ class Demo:
         if not report:
             raise click.ClickException(f"the API gives no report within {REPORT_S_MAX} s; see the logs in {self._data}")
         problems = check(report)
+        for line in summary(report):
+            self._say(line)
         text = json.dumps(report, indent=2, ensure_ascii=False)
         if path:
             path.write_text(text + "\n")

@@ -17,8 +17,9 @@ COMPLETENESS_MIN = 0.999
 # A thief's area stands out when its unexplained share is this much, and this many times the worst honest area's.
 UNEXPLAINED_PERCENT_MIN = 1.5
 UNEXPLAINED_TIMES_MIN = 3.0
+THIEVES = ("scaled", "bypass")
 PACKAGES = ("gridloom", "numpy", "psycopg", "aiomqtt", "paho-mqtt", "fastapi", "power-grid-model")
-RULES = ("forecast_above_capacity", "loss_out_of_range", "meter_silent", "clock_drift")
+RULES = ("forecast_above_capacity", "loss_out_of_range", "meter_silent", "clock_drift", "suspect_named")
 
 
 def make_report(api: httpx.Client, data: Path, *, restarts: Mapping[str, int]) -> dict[str, Any]:
@@ -54,13 +55,15 @@ def make_report(api: httpx.Client, data: Path, *, restarts: Mapping[str, int]) -
             "days": accuracy["pooled"]["days"],
         },
         "losses": _losses(api, days, truth),
+        "suspects": _suspects(api, truth),
         "alerts": [
             {"rule": alert["rule"], "subject": alert["subject"]}
             for alert in _get(api, "/v1/alerts", {"limit": "1000"})["alerts"]
         ],
         "dr": _demand_response(api, data),
         "truth": {
-            "thieves": [m["area"] for m in truth["meters"] if m["kind"] in ("scaled", "bypass")],
+            "thieves": [m["area"] for m in truth["meters"] if m["kind"] in THIEVES],
+            "stealing": [m["point"] for m in truth["meters"] if m["kind"] in THIEVES],
             "broken": [m["point"] for m in truth["meters"] if m["kind"] == "broken"],
             "drifting": [m["point"] for m in truth["meters"] if m["kind"] == "drifting"],
         },
@@ -111,6 +114,26 @@ def _losses(api: httpx.Client, days: Mapping[str, str], truth: Mapping[str, Any]
     return losses
 
 
+def _suspects(api: httpx.Client, truth: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Whom the newest search names; the truth over the same days, as far as its area's loss tells."""
+    thieves = {m["area"]: m["point"] for m in truth["meters"] if m["kind"] in THIEVES}
+    suspects = []
+    for area in _get(api, "/v1/suspects")["areas"]:
+        days = [day for name, day in truth["areas"][area["area"]].items() if area["from_day"] <= name <= area["day"]]
+        suspects += [
+            {
+                **{name: one[name] for name in ("area", "point", "kind", "since", "score")},
+                **{name: one[name] for name in ("stolen_kwh", "stolen_lo_kwh", "stolen_hi_kwh")},
+                "true_stolen_kwh": sum(day["unexplained_wh"] for day in days) / 1000
+                if thieves.get(area["area"]) == one["point"]
+                else 0.0,
+            }
+            for one in area["suspects"]
+            if one["named"]
+        ]
+    return suspects
+
+
 def _demand_response(api: httpx.Client, data: Path) -> dict[str, Any]:
     measured = [event for event in _get(api, "/v1/dr")["events"] if event["state"] == "measured"]
     return {
@@ -131,6 +154,15 @@ def _true_reduction_kwh(data: Path, event: Mapping[str, Any]) -> float:
     return float(json.loads(told.stdout)["reduction_wh"]) / 1000
 
 
+def summary(report: Mapping[str, Any]) -> list[str]:
+    """Whom to visit, a line each, in both languages."""
+    return [
+        f"visit first 优先排查: {one['point']} {one['kind']}, {one['stolen_kwh']:,.0f} kWh "
+        f"({one['stolen_lo_kwh']:,.0f} to {one['stolen_hi_kwh']:,.0f}), in truth 实际 {one['true_stolen_kwh']:,.0f} kWh"
+        for one in report["suspects"]
+    ]
+
+
 def check(report: Mapping[str, Any]) -> list[str]:
     """What does not hold, a sentence each; empty means all of it does."""
     return list(_problems(report))
@@ -149,6 +181,7 @@ def _problems(report: Mapping[str, Any]) -> Iterator[str]:
     if forecast["wape"] is None or forecast["wape"] >= forecast["wape_seasonal_naive"]:
         yield f"forecast: WAPE {forecast['wape']} is not below seasonal naive's {forecast['wape_seasonal_naive']}"
     yield from _loss_problems(report)
+    yield from _suspect_problems(report)
     alerts = {(alert["rule"], alert["subject"]) for alert in report["alerts"]}
     for rule in RULES:
         if rule not in {name for name, _ in alerts}:
@@ -165,6 +198,16 @@ def _problems(report: Mapping[str, Any]) -> Iterator[str]:
             f"demand response: {response['reduction_kwh']:.2f} kWh measured, "
             f"{response['true_reduction_kwh']:.2f} kWh in truth, more than 0 expected"
         )
+
+
+def _suspect_problems(report: Mapping[str, Any]) -> Iterator[str]:
+    """Somebody who steals is named, and nobody where nobody does."""
+    thieves = set(report["truth"]["thieves"])
+    if not {one["point"] for one in report["suspects"]} & set(report["truth"]["stealing"]):
+        yield f"suspects: none of {', '.join(report['truth']['stealing'])} is named"
+    for one in report["suspects"]:
+        if one["area"] not in thieves:
+            yield f"suspects: {one['point']} of the honest area {one['area']} is named"
 
 
 def _loss_problems(report: Mapping[str, Any]) -> Iterator[str]:
