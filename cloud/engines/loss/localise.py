@@ -31,6 +31,7 @@ Index = NDArray[np.int64]
 
 FAULTY_SHARE: Final = 0.05  # before anything is seen
 ADDED_LOG_ODDS: Final = 0.0  # from even odds on, a customer stands beside the others while they are weighed
+CHOSEN_SHARE: Final = 0.03  # of a suspect's own log odds remain where another, left out, would do as well
 STRANGERS_MAX: Final = 4  # of an area, tried as fed from each other area
 SUSPECTS_MAX: Final = 12  # of an area in one run
 SUSPECTS_SHARE: Final = 0.15  # of its customers
@@ -131,7 +132,8 @@ def _search(problem: Problem) -> _Found:
             without = weigh(problem, rest)
         others = inactive.copy()
         others[who] = True
-        final[who] = _against_others(_customer_odds(problem, without.log_odds), others)[who]
+        odds = _customer_odds(problem, without.log_odds)
+        final[who] = max(_against_others(odds, others)[who], min(odds[who], 0.0) + CHOSEN_SHARE * max(odds[who], 0.0))
         mine = np.flatnonzero(c.customer == who)
         for name in ("log_odds", "amplitude", "amplitude_sd", "energy"):
             getattr(weighed, name)[:, mine] = getattr(without, name)[:, mine]

@@ -41,7 +41,7 @@ TEMPLATES: Final = (
     Template("peak", 0.10, 0.0, 1.0, 1),
     Template("cap", 0.10, 0.8, 0.5, 1, 1.0),
     Template("subtract", 0.10, 0.0, 0.5, 1, 0.4),
-    Template("stopped", 0.10, 1.0, 0.3, 1, 2.5, 3.0),
+    Template("stopped", 0.10, 1.0, 0.4, 1, 2.5),
     Template("intermittent", 0.10, 0.0, 1.0, 1),
     Template("ct_ratio", 0.05, 0.0, 0.2, -1),
     Template("wrong_area", 0.05, -1.0, 0.03, -1),
