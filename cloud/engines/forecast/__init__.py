@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from cloud.engines.forecast.blocks import Blocks
 from cloud.engines.forecast.ensemble import mix, weigh
+from cloud.engines.forecast.festival import without
 from cloud.engines.forecast.inputs import LEVELS, Array, Forecasts, Inputs
 from cloud.engines.forecast.members import DEFAULT, MEMBERS, THRIFTY
 from cloud.engines.forecast.quantiles import offsets
@@ -79,7 +80,12 @@ def _forecast(blocks: Blocks, horizon: int, members: Sequence[str], levels: Sequ
     first = int(blocks.origins[0])
     first -= min(_ROLLED, first // 2)
     _, series, steps = blocks.load.shape
-    guesses = np.stack([MEMBERS[name](blocks, first, last) for name in members])  # (M, E, K, S, N)
+    ordinary, times, plus = without(blocks, first)
+    guesses = np.stack([MEMBERS[name](ordinary, first, last) for name in members])  # (M, E, K, S, N)
+    if ordinary is not blocks:
+        for lead in range(blocks.ahead):
+            at = slice(first + lead, last + lead + 1)
+            guesses[:, :, lead] = guesses[:, :, lead] * times[lead, at] + plus[lead, at]
     shares = weigh(blocks.load[first : last + 1, None] - guesses[:, :, 0].transpose(1, 0, 2, 3))
     point, apart = mix(guesses, shares)
     asked = blocks.origins - first

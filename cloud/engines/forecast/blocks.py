@@ -34,6 +34,7 @@ class Blocks:
     weather_lead: NDArray[np.int64]
     ahead: int
     origins: NDArray[np.int64]  # (O,) blocks
+    late: int  # steps from midnight to a block's begin
 
     @property
     def steps_per_day(self) -> int:
@@ -63,7 +64,7 @@ class Blocks:
         yearday = (dates - dates.astype("datetime64[Y]")).astype(float)
         return cls(
             load=np.ascontiguousarray(load),
-            filled=_fill(load),
+            filled=fill(load),
             kind=kind[days],
             holiday=inputs.holiday.astype(np.int64)[days],
             holiday_day=inputs.holiday_day.astype(np.int64)[days],
@@ -72,6 +73,7 @@ class Blocks:
             weather_lead=inputs.weather_lead,
             ahead=ahead,
             origins=first,
+            late=late,
         )
 
 
@@ -83,7 +85,7 @@ def fill_forward(values: Array) -> Array:
     return np.take_along_axis(values, latest, axis=0)
 
 
-def _fill(load: Array) -> Array:
+def fill(load: Array) -> Array:
     """Gaps of (B, S, N) from earlier blocks; those before a series' first block from that."""
     began = np.argmax(np.isfinite(load).any(axis=2), axis=0)
     birth = load[began, np.arange(load.shape[1])]  # (S, N)
