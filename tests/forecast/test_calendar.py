@@ -84,3 +84,25 @@ def test_a_table_of_ones_own_goes_before_the_package() -> None:
 def test_an_unknown_country_is_told(country: str) -> None:
     with pytest.raises(ValueError, match=f'country "{country}" is not known'):
         days(date(2024, 1, 1), 3, country)
+
+
+@pytest.mark.parametrize(
+    ("off", "until", "worked"),
+    [  # the State Council's notices on each year's holidays
+        (date(2023, 1, 21), date(2023, 1, 27), [date(2023, 1, 28), date(2023, 1, 29)]),
+        (date(2023, 9, 29), date(2023, 10, 6), [date(2023, 10, 7), date(2023, 10, 8)]),
+        (date(2024, 2, 10), date(2024, 2, 17), [date(2024, 2, 4), date(2024, 2, 18)]),
+        (date(2024, 5, 1), date(2024, 5, 5), [date(2024, 4, 28), date(2024, 5, 11)]),
+        (date(2025, 1, 28), date(2025, 2, 4), [date(2025, 1, 26), date(2025, 2, 8)]),
+        (date(2025, 10, 1), date(2025, 10, 8), [date(2025, 9, 28), date(2025, 10, 11)]),
+        (date(2026, 2, 15), date(2026, 2, 23), [date(2026, 2, 14), date(2026, 2, 28)]),
+        (date(2026, 10, 1), date(2026, 10, 7), [date(2026, 9, 20), date(2026, 10, 10)]),
+    ],
+)
+def test_long_holidays_of_china_and_the_days_worked_for_them(off: date, until: date, worked: list[date]) -> None:
+    first = date(2023, 1, 1)
+    found = days(first, 4 * 365, "CN")
+    assert all(at(found, first, off + timedelta(n))[0] == 3 for n in range((until - off).days + 1))
+    assert at(found, first, off - timedelta(1))[0] != 3
+    assert at(found, first, until + timedelta(1))[0] != 3
+    assert [at(found, first, day)[0] for day in worked] == [4] * len(worked)
