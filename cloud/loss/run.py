@@ -18,6 +18,7 @@ from cloud.engines.loss.fitted import PastError, fit_technical
 from cloud.engines.loss.gaps import settle
 from cloud.engines.loss.localise import AreaBalance, Suspects, localise
 from cloud.loss import technical
+from cloud.loss.connections import doubts, told
 from cloud.loss.folder import Folder, Meter
 from cloud.loss.technical import AreaFlow
 
@@ -122,7 +123,8 @@ def run(folder: Folder, options: Options, progress: Progress = lambda line: None
     known = [area for area in runs if area.use.any() and whole_days >= _LOCALISE_DAYS]
     progress(f"customers of {len(known)} areas")
     found = localise([_for_localise(area, folder, days) for area in known]) if known else []
-    by_area = {area.area_id: suspects for area, suspects in zip(known, found, strict=True)}
+    moved = doubts(folder)
+    by_area = {a.area_id: told(one, a.customers, a.area_id, moved) for a, one in zip(known, found, strict=True)}
     return [replace(area, suspects=by_area.get(area.area_id)) for area in runs]
 
 
@@ -148,7 +150,9 @@ def limits_of(folder: Folder, name: str, options: Options) -> Limits:
 
 
 def _for_localise(area: AreaRun, folder: Folder, days: Calendar) -> AreaBalance:
-    classes = {meter.meter_id: meter.accuracy_class for meter in folder.meters.rows}
+    meters = {meter.meter_id: meter for meter in folder.meters.rows}
+    mine = [meters[name] for name in area.customers]
+    three_phase = np.array([len(meter.phases) == 3 for meter in mine])
     return AreaBalance(
         supplied_wh=np.where(area.use, area.supplied_wh, np.nan),
         customer_wh=area.drawn.wh,
@@ -157,7 +161,9 @@ def _for_localise(area: AreaRun, folder: Folder, days: Calendar) -> AreaBalance:
         step_s=folder.measurements.step_s,
         first_step_of_day=days.first_step_of_day,
         supply_gain_sd=area.head_gain,
-        customer_gain_sd=float(np.mean([balance.gain_sd(classes[name], supply=False) for name in area.customers])),
+        customer_gain_sd=float(np.mean([balance.gain_sd(meter.accuracy_class, supply=False) for meter in mine])),
+        three_phase=None if three_phase.all() else three_phase,  # all: what an unknown one says
+        ct_ratio=np.array([meter.ct_ratio for meter in mine]),
     )
 
 

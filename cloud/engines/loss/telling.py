@@ -20,8 +20,8 @@ NAMED_LOG_ODDS: Final = 10.0
 TENDED: Final = 4.0  # odds between kinds and starts are this often too sure of themselves
 # What a kind's energy is off by when the balance is exact, relative: records do not tell what was used (see bench).
 KIND_SD: Final = {
-    "scaled": 0.04, "night": 0.05, "peak": 0.05, "cap": 0.10, "subtract": 0.10, "stopped": 0.10,
-    "intermittent": 0.10, "ct_ratio": 0.04, "wrong_area": 0.02,
+    "scaled": 0.04, "night": 0.05, "peak": 0.05, "cap": 0.10, "subtract": 0.25, "stopped": 0.12,
+    "intermittent": 0.25, "ct_ratio": 0.04, "wrong_area": 0.02,
 }  # fmt: skip
 
 

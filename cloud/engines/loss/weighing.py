@@ -276,3 +276,20 @@ def activate(problem: Problem, weighed: Weighed, start: int, candidate: int) -> 
         candidate, start, column, float(c.mean[candidate]), float(c.sd[candidate]), cross,
         float(weighed.amplitude[start, candidate]), c.misfit_of(candidate, problem.per_day),
     )  # fmt: skip
+
+
+def log_likelihood(problem: Problem, active: Sequence[Active]) -> float:
+    """Of the balance with these suspects, their columns' misfit in the variance; but for a constant."""
+    residual, parts, spread = problem.residual.copy(), [problem.z], np.zeros(len(problem.z))
+    for one in active:
+        residual -= one.mean * one.column
+        parts.append(one.sd * one.column[:, None])
+        spread += (one.misfit * one.amplitude * one.column) ** 2
+    weight = problem.usual / (1 + problem.usual * spread)
+    v = np.concatenate(parts, axis=1)
+    weighted = v * weight[:, None]
+    lower = cholesky(weighted.T @ v + np.eye(v.shape[1]), lower=True)
+    shared = solve_triangular(lower, weighted.T @ residual, lower=True)
+    squares = float((weight * residual**2).sum() - shared @ shared)
+    used = weight > 0
+    return -0.5 * squares - float(np.log(np.diag(lower)).sum()) + 0.5 * float(np.log(weight[used]).sum())
