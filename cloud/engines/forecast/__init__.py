@@ -15,7 +15,7 @@ from cloud.engines.forecast.blocks import Blocks
 from cloud.engines.forecast.ensemble import mix, weigh
 from cloud.engines.forecast.festival import without
 from cloud.engines.forecast.inputs import LEVELS, Array, Forecasts, Inputs
-from cloud.engines.forecast.members import DEFAULT, MEMBERS, THRIFTY
+from cloud.engines.forecast.members import DEFAULT, MEMBERS, THRIFTY, guess
 from cloud.engines.forecast.quantiles import offsets
 
 __all__ = [
@@ -81,7 +81,7 @@ def _forecast(blocks: Blocks, horizon: int, members: Sequence[str], levels: Sequ
     first -= min(_ROLLED, first // 2)
     _, series, steps = blocks.load.shape
     ordinary, times, plus = without(blocks, first)
-    guesses = np.stack([MEMBERS[name](ordinary, first, last) for name in members])  # (M, E, K, S, N)
+    guesses = guess(ordinary, first, last, {name: MEMBERS[name] for name in members})  # (M, E, K, S, N)
     if ordinary is not blocks:
         for lead in range(blocks.ahead):
             at = slice(first + lead, last + lead + 1)

@@ -19,7 +19,9 @@ def weeks(lead: int) -> int:
 
 def back(values: NDArray[Any], days: int) -> NDArray[Any]:
     """Values (B, …) so many blocks before each; those of the first where there are none."""
-    found: NDArray[Any] = values[np.maximum(np.arange(len(values)) - days, 0)]
+    found: NDArray[Any] = np.empty_like(values)  # in the order the values have in memory
+    found[:days] = values[0]
+    found[days:] = values[: max(len(values) - days, 0)]
     return found
 
 
@@ -37,20 +39,16 @@ def _mean(values: list[Array]) -> Array:
     return total / len(values)
 
 
-def lags(load: Array, base: Array, lead: int) -> list[Array]:
-    """How the load lately differed from a base (B, S, N) that is forecast at the same lead."""
-    steps = load.shape[2]
-    hours = max(1, steps // 24)
-    less = load - base
-    latest, earlier = back(less, lead + 1), back(less, lead + 2)
+def lags(less: Array, lead: int) -> list[Array]:
+    """(B, S, N) or (B, S, 1) each: how the load lately differed from a base that is forecast at the same lead."""
+    hours = max(1, less.shape[2] // 24)
+    latest, earlier, same = back(less, lead + 1), back(less, lead + 2), back(less, weeks(lead))
     week = _mean([back(less, lead + 1 + i) for i in range(WEEK)])
-    wide = np.ones(steps)
-    columns = [latest, earlier, week, back(less, weeks(lead)), back(less, weeks(lead) + WEEK)]
-    columns += [latest.mean(axis=2, keepdims=True) * wide, earlier.mean(axis=2, keepdims=True) * wide]
-    columns += [latest[:, :, -hours:].mean(axis=2, keepdims=True) * wide]
-    columns += [latest[:, :, -6 * hours :].mean(axis=2, keepdims=True) * wide]
-    columns += [back(less, weeks(lead)).mean(axis=2, keepdims=True) * wide]
-    return columns
+    columns = [latest, earlier, week, same, back(less, weeks(lead) + WEEK)]
+    columns += [latest.mean(axis=2, keepdims=True), earlier.mean(axis=2, keepdims=True)]
+    columns += [latest[:, :, -hours:].mean(axis=2, keepdims=True)]
+    columns += [latest[:, :, -6 * hours :].mean(axis=2, keepdims=True)]
+    return [*columns, same.mean(axis=2, keepdims=True)]
 
 
 def calendar(blocks: Blocks, lead: int) -> list[Array]:

@@ -3,24 +3,24 @@
 A member takes Blocks and returns (E, K, S, N): origins first … last, blocks ahead, series, steps; the load's unit.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cloud.engines.forecast.blocks import Blocks
 from cloud.engines.forecast.features import WEEK, calendar, lags, usual, weather, weeks
 from cloud.engines.forecast.inputs import Array
-from cloud.engines.forecast.recursive import rolling_ridge
+from cloud.engines.forecast.recursive import Penalty, rolling_ridge
 from cloud.engines.forecast.smoothing import smoothing
 from cloud.engines.forecast.structure import structure
 from cloud.engines.forecast.weather import seen as look
 
 Member = Callable[[Blocks, int, int], Array]
-_RIDGE: Final = 60.0  # as many days of evidence against leaving the usual day
+Base = Literal["usual", "kernel", "change"]
+_PENALTIES: Final = {"ridge": Penalty(60.0), "pooled": Penalty(100.0, 50.0)}
 _BOUND: Final = 8.0  # medians
-_LOCAL: Final = 100.0  # against leaving what all series have in common
-_POOL: Final = 50.0
 
 
 def naive7(blocks: Blocks, first: int, last: int) -> Array:
@@ -45,72 +45,72 @@ def mean4(blocks: Blocks, first: int, last: int) -> Array:
 
 def ridge(blocks: Blocks, first: int, last: int) -> Array:
     """One ridge per series and step of the day on lags, calendar and weather, refit daily."""
-    return _regress(blocks, first, last, _RIDGE, None, kernel=False)
+    return _alone(blocks, first, last, "usual", _PENALTIES["ridge"])
 
 
 def pooled(blocks: Blocks, first: int, last: int) -> Array:
     """The same, but pulled to what all series have in common."""
-    return _regress(blocks, first, last, _LOCAL, _POOL, kernel=False)
+    return _alone(blocks, first, last, "usual", _PENALTIES["pooled"])
 
 
 def kernel(blocks: Blocks, first: int, last: int) -> Array:
     """Non-linear in weather and calendar; what that missed lately is corrected by a ridge as above."""
-    return _regress(blocks, first, last, _LOCAL, _POOL, kernel=True)
+    return _alone(blocks, first, last, "kernel", _PENALTIES["pooled"])
 
 
 def change(blocks: Blocks, first: int, last: int) -> Array:
     """As kernel, but how load differs from the usual day by how weather and calendar do."""
-    return _regress(blocks, first, last, _LOCAL, _POOL, kernel=True, change=True)
+    return _alone(blocks, first, last, "change", _PENALTIES["pooled"])
 
 
-def _regress(
-    blocks: Blocks,
-    first: int,
-    last: int,
-    penalty: float,
-    pool: float | None,
-    *,
-    kernel: bool,
-    change: bool = False,
-) -> Array:
+def _alone(blocks: Blocks, first: int, last: int, on: Base, penalty: Penalty) -> Array:
+    found: Array = _regress(blocks, first, last, on, [penalty])[0]
+    return found
+
+
+def _regress(blocks: Blocks, first: int, last: int, on: Base, penalties: Sequence[Penalty]) -> Array:
+    """(penalties, E, K, S, N) of regressions that see the same: what a base that needs no learning misses."""
     scale = np.mean(np.abs(blocks.filled[:first]), axis=(0, 2))
     scale = np.where(scale > 0, scale, 1.0)
-    load = blocks.filled / scale[:, None]
-    parts = []
+    load, measured = _by_step(blocks.filled / scale[:, None]), _by_step(blocks.load / scale[:, None])
+    found = np.empty((len(penalties), last + 1 - first, blocks.ahead, *load.shape[1:]))
     for lead in range(blocks.ahead):
         seen = look(blocks, lead, first)
-        ordinary = usual(load, lead)
-        base = ordinary
-        columns = []
-        if kernel:
-            base = structure(blocks, lead, first, scale, change=change)
-            columns = lags(load, np.nan_to_num(base), lead)
-            columns += [ordinary - np.nan_to_num(base)]
-        columns += lags(load, ordinary, lead) if not kernel else []
-        lagged_columns = len(columns)
-        columns += calendar(blocks, lead) + ([] if kernel else weather(seen, lead))
-        shape = base.shape
-        x = np.empty((shape[1], shape[2], shape[0], len(columns) + 1))
-        x[..., 0] = 1
-        for at, column in enumerate(columns, 1):
-            x[..., at] = np.broadcast_to(column, shape).transpose(1, 2, 0)
-        y = (blocks.load / scale[:, None] - base).transpose(1, 2, 0)
+        base = ordinary = usual(load, lead)
+        if on != "usual":
+            base = _by_step(structure(blocks, lead, first, scale, change=on == "change"))
         # An outage teaches nothing, nor what follows it; a constant series stays what it is.
-        bound = _bound(y[:, :, :first])[:, None, None]
-        np.clip(x[..., 1 : 1 + lagged_columns], -bound[..., None], bound[..., None], out=x[..., 1 : 1 + lagged_columns])
-        found = np.clip(
-            rolling_ridge(x, np.clip(y, -bound, bound), first, last, lead, penalty, pool), -bound[:, 0], bound[:, 0]
-        )
-        parts.append((found + base[first + lead : last + lead + 1]) * scale[:, None])
-    return np.stack(parts, axis=1)
+        missed = measured - base
+        bound = _bound(missed[:first])
+        y = np.clip(missed, -bound, bound)
+        own = lags(np.clip(load - np.nan_to_num(base), -bound, bound), lead)
+        shared = calendar(blocks, lead)
+        if on == "usual":
+            shared += weather(seen, lead)
+        else:
+            own.append(np.clip(ordinary - np.nan_to_num(base), -bound, bound))
+        count, series, steps = load.shape
+        x = np.empty((series, steps, len(own), count), np.float32)
+        for at, column in enumerate(own):
+            x[:, :, at] = column.transpose(1, 2, 0)
+        common = np.stack([np.ones_like(shared[0]), *shared])[:, :, 0].transpose(2, 0, 1).astype(np.float32)
+        said = rolling_ridge(x, common, y.transpose(1, 2, 0), first, last, lead, penalties)
+        said = np.clip(said, -bound, bound) + base[first + lead : last + lead + 1]
+        found[:, :, lead] = said * scale[:, None]
+    return found
 
 
-def _bound(missed: Array) -> Array:
-    """(S,) beyond which a difference from the base is no ordinary day, from (S, N, B) of the past."""
-    size = np.sort(np.abs(missed).reshape(len(missed), -1), axis=1)  # NaN last
+def _by_step(values: Array) -> NDArray[Any]:
+    """(B, S, N) with a step's days beside each other in memory: the fastest order for rows of regressions."""
+    return np.ascontiguousarray(values.transpose(1, 2, 0), np.float32).transpose(2, 0, 1)
+
+
+def _bound(missed: NDArray[Any]) -> NDArray[Any]:
+    """(S, 1) beyond which a difference (B, S, N) from the base is no ordinary day."""
+    size = np.sort(np.abs(missed).transpose(1, 2, 0).reshape(missed.shape[1], -1), axis=1)  # NaN last
     known = np.isfinite(size).sum(axis=1)
     middle = size[np.arange(len(size)), np.maximum(known - 1, 0) // 2]
-    return np.where(known > 0, _BOUND * middle, np.inf)
+    return np.where(known > 0, _BOUND * middle, np.float32(np.inf))[:, None]
 
 
 def lagged(blocks: Blocks, target: int, days: int) -> Array:
@@ -136,3 +136,14 @@ MEMBERS: Final[Mapping[str, Member]] = {
 }
 THRIFTY: Final = ("naive1", "mean4", "pooled")
 DEFAULT: Final = ("naive1", "mean4", "smoothing", "ridge", "pooled", "kernel", "change")
+
+
+def guess(blocks: Blocks, first: int, last: int, members: Mapping[str, Member]) -> Array:
+    """(M, E, K, S, N) of these members; those that see the same columns share them."""
+    found = np.empty((len(members), last + 1 - first, blocks.ahead, *blocks.load.shape[1:]))
+    at = {member: place for place, member in enumerate(members.values())}
+    if ridge in at and pooled in at:
+        found[[at.pop(ridge), at.pop(pooled)]] = _regress(blocks, first, last, "usual", list(_PENALTIES.values()))
+    for member, place in at.items():
+        found[place] = member(blocks, first, last)
+    return found
