@@ -178,7 +178,7 @@ def _first_day(connection: Connection, calendar: Calendar, through: date) -> dat
 def _together(connection: Connection, areas: Sequence[Area]) -> Iterator[list[Area]]:
     """Areas of one feeder, as many as may be searched at once; a large one alone."""
     count: dict[str, int] = dict(
-        connection.execute("SELECT area_id, count(*) FROM metering_point WHERE role <> 'check' GROUP BY 1").fetchall()
+        connection.execute("SELECT area_id, count(*) FROM metering_point WHERE role IN ('customer', 'generation') GROUP BY 1").fetchall()
     )
     group: list[Area] = []
     for area in sorted(areas, key=lambda area: (area.feeder_id, area.area_id)):
