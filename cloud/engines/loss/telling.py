@@ -16,11 +16,12 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 KINDS: Final = (*FITTED_KINDS, "phase_missing")
-NAMED_LOG_ODDS: Final = 10.0
+NAMED_LOG_ODDS: Final = 12.0
+NAMED_DAYS: Final = 14  # of a fault on record before anybody is visited for it
 TENDED: Final = 4.0  # odds between kinds and starts are this often too sure of themselves
 # What a kind's energy is off by when the balance is exact, relative: records do not tell what was used (see bench).
 KIND_SD: Final = {
-    "scaled": 0.04, "night": 0.05, "peak": 0.05, "cap": 0.10, "subtract": 0.25, "stopped": 0.12,
+    "scaled": 0.04, "night": 0.10, "peak": 0.10, "cap": 0.10, "subtract": 0.25, "stopped": 0.12,
     "intermittent": 0.25, "ct_ratio": 0.04, "wrong_area": 0.02,
 }  # fmt: skip
 
@@ -67,9 +68,11 @@ def tell(problem: Problem, score: Array, weighed: Weighed, active: Sequence[Acti
         kinds.append(name)
         since[who] = problem.first + day * problem.per_day
         words.append(_words(problem, who, name, day, float(score[who]), float(answers[who, 1])))
+    # Without a fortnight of it, most of what looks like a fault passes by itself.
+    named = (score >= NAMED_LOG_ODDS) & (since <= problem.first + (problem.days - NAMED_DAYS) * problem.per_day)
     english, chinese = zip(*words, strict=True) if words else ((), ())
     return Suspects(
-        score, tuple(kinds), since, answers[:, 1], answers[:, 0], answers[:, 2], score >= NAMED_LOG_ODDS,
+        score, tuple(kinds), since, answers[:, 1], answers[:, 0], answers[:, 2], named,
         tuple(english), tuple(chinese),
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ NIGHT, PEAK = (22, 6), (17, 21)  # hours, local
 STILL_WH: Final = 5.0  # a register that did not move
 REGISTER_WH: Final = 10.0  # its last digit
 STILL_HOURS: Final = 2  # at least, for a standstill
+FEW_DIGITS: Final = 4
 REGULAR_MISFIT: Final = 0.6  # of a standstill in the same hours of each day
 CEILING_SHARE: Final = 0.012  # of quarter hours at their highest level, where nothing is cut off
 
@@ -110,8 +111,8 @@ def candidates(x: Array, foreign: Array, per_day: int, filled: NDArray[np.bool_]
     at_ceiling, cut, reached = _ceiling(used, late, past, per_day)
     shapes = {
         "scaled": used,
-        "night": used * inside(step, NIGHT, per_day)[:, None],
-        "peak": used * inside(step, PEAK, per_day)[:, None],
+        "night": _steady(used, inside(step, NIGHT, per_day)),
+        "peak": _steady(used, inside(step, PEAK, per_day)),
         "cap": at_ceiling * np.tile(np.maximum(cut, 0.05 * mean), (days, 1)),
         "subtract": np.where(still, 0.6, 1.0) * mean,
         "stopped": expected * standing,
@@ -150,6 +151,19 @@ def candidates(x: Array, foreign: Array, per_day: int, filled: NDArray[np.bool_]
     )  # fmt: skip
 
 
+def _smooth(values: Array) -> Array:
+    """(T, M) weighed means over five steps, around the end to the beginning."""
+    kernel = np.array([1, 2, 3, 2, 1]) / 9
+    return sum((k * np.roll(values, i - 2, axis=0) for i, k in enumerate(kernel)), np.zeros_like(values))
+
+
+def _steady(used: Array, hours: NDArray[np.bool_]) -> Array:
+    """(T, M) of what is used in the hours; a few digits of a register, where nearly all is taken, as their mean."""
+    there = hours.astype(float)[:, None]
+    mean = _smooth(used * there) / np.maximum(_smooth(there), 1e-9)
+    return np.asarray(np.where(used < FEW_DIGITS * REGISTER_WH, mean, used) * there)
+
+
 def _standing(still: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:
     """(T, M): in a run of `length` still steps or more."""
     view = np.lib.stride_tricks.sliding_window_view
@@ -163,8 +177,7 @@ def _expected(used: Array, still: NDArray[np.bool_], past: int, per_day: int) ->
     days = steps // per_day
     by_slot = used[: past * per_day].reshape(past, per_day, count)
     slot = by_slot.mean(0)
-    kernel = np.array([1, 2, 3, 2, 1]) / 9
-    slot = np.tensordot(kernel, np.stack([np.roll(slot, i - 2, axis=0) for i in range(5)]), axes=1)
+    slot = _smooth(slot)
     # Hours that stand still on all days may have done so before the record began: as the area goes there.
     always = still[: past * per_day].reshape(past, per_day, count).mean(0) > 0.9
     shape = slot.sum(1, keepdims=True) / count
