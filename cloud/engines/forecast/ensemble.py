@@ -15,6 +15,7 @@ _SILENT: Final = 1.5  # as the ensemble's error, what a silent member is taken t
 _FLOOR: Final = 0.3  # of the day's mean error, below which a smaller one weighs no more
 _STEPS: Final = 3  # of the gradient a day, from where it was the day before
 _RATE: Final = 3.0
+_EVEN: Final = 0.001  # of the shares is dealt out again each day, so that who was bad or silent can come back
 
 
 def parts_of(steps: int) -> int:
@@ -63,6 +64,7 @@ def weigh(errors: Array) -> Array:
         mean = (whole + _SHRINK * whole.sum(axis=0) / weight.sum()) / (weight + _SHRINK)[:, None, None]
         mean = (past + _SHRINK_PART * mean[:, None]) / (weight + _SHRINK_PART)[:, None, None, None]
         mean *= members / np.einsum("spmm->sp", mean)[..., None, None]
+        share = (1 - _EVEN) * share + _EVEN / members  # fixed share: Herbster and Warmuth 1998
         for _ in range(_STEPS):
             share = share * np.exp(-_RATE * (mean @ share[..., None])[..., 0])
             share /= share.sum(axis=2, keepdims=True)
