@@ -64,12 +64,15 @@ def seed_range(text: str) -> list[int]:
     return numbers
 
 
-def measure(seed: int, size: str, peers: Peers | None, difficulty: str = "hard") -> Document:
+def measure(
+    seed: int, size: str, peers: Peers | None, difficulty: str = "hard", *, areas: int = 3, customers: int = 60
+) -> Document:
     """One network of the generator: each area's customers with score, kind, interval and the truth."""
     honest = size == HONEST
     made = simulate.generate(
         seed=seed + HONEST_SEED * honest, size=None if honest else float(size) / 100,
         faulty_share=0.0 if honest else simulate.FAULTY_SHARE, difficulty=difficulty, days=DAYS,
+        areas=areas, customers=customers,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch)
@@ -77,15 +80,15 @@ def measure(seed: int, size: str, peers: Peers | None, difficulty: str = "hard")
         read = folder.read(path)
         truth = scores.read_truth(path / "truth.csv")
         began = time.process_time()
-        areas = run.run(read, run.Options())
+        runs = run.run(read, run.Options())
         cpu_s = time.process_time() - began
-        base = _baselines(path, peers, areas) if peers and not honest else [{} for _ in areas]
+        base = _baselines(path, peers, runs) if peers and not honest else [{} for _ in runs]
     return {
         "seed": seed,
         "size": size,
         "difficulty": difficulty,
-        "cpu_s_per_area": round(cpu_s / len(areas), 3),
-        "areas": [_area(area, truth, other) for area, other in zip(areas, base, strict=True)],
+        "cpu_s_per_area": round(cpu_s / len(runs), 3),
+        "areas": [_area(area, truth, other) for area, other in zip(runs, base, strict=True)],
     }
 
 

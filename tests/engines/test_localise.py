@@ -1,5 +1,7 @@
 """Suspects are found by the area's balance: faults put into areas of which everything is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -135,6 +137,48 @@ def test_a_customer_fed_from_another_area_is_told_and_nobody_there_is_blamed() -
     assert not second.named.any()
     (alone,) = localise([booked_other])
     assert alone.score.max() > second.score.max()  # what the neighbour's record explains would fall on someone
+
+
+def test_nights_that_stood_still_before_the_record_began_are_nights() -> None:
+    true = loads(1)
+    recorded = true.copy()
+    hour = np.arange(len(true)) % PER_DAY // 4
+    recorded[(hour >= 22) | (hour < 6), 5] = 0
+    (found,) = localise([area(true, recorded, 1)])
+    assert found.score.argmax() == 5 and found.named[5] and found.kind[5] == "night"
+    assert found.lo_wh[5] <= (true - recorded).sum() <= found.hi_wh[5]
+
+
+def test_the_registry_decides_where_records_look_the_same() -> None:
+    true = loads(1)
+    recorded = true.copy()
+    recorded[:, 5] = faulty("scaled", true[:, 5])
+    known = area(true, recorded, 1)
+    mine = np.arange(COUNT) == 5
+    (by_phase,) = localise([replace(known, three_phase=mine)])
+    (by_ratio,) = localise([replace(known, ct_ratio=np.where(mine, 40.0, 1.0))])
+    assert (by_phase.kind[5], by_ratio.kind[5]) == ("phase_missing", "ct_ratio")
+    assert len(by_phase.evidence_zh) == COUNT and "三相" in by_phase.evidence_zh[5]
+
+
+def test_a_meter_that_never_moves_is_nobody() -> None:
+    true = loads(2)
+    true[:, 4] = 0
+    (found,) = localise([area(true, true, 2)])
+    assert not found.named.any() and -1_000 < found.lo_wh[4] <= found.hi_wh[4] < 1_000
+
+
+@pytest.mark.parametrize("count", [5, 150])
+def test_small_and_large_areas_of_hours_name_who_it_was(count: int) -> None:
+    true = np.concatenate([loads(seed) for seed in range(20, 30)], axis=1)[:, :count]
+    recorded = true.copy()
+    recorded[:, 2] = faulty("scaled", true[:, 2])
+    fine = area(true, recorded, 3)
+    assert fine.technical_wh is not None
+    hourly = [values.reshape(-1, 4, *values.shape[1:]).sum(1) for values in (fine.supplied_wh, fine.customer_wh)]
+    by_hour = fine.technical_wh.reshape(-1, 4).sum(1)
+    (found,) = localise([AreaBalance(hourly[0], hourly[1], by_hour, step_s=3600)])
+    assert found.score.argmax() == 2
 
 
 def test_gaps_and_a_fitted_technical_loss_keep_the_suspect() -> None:

@@ -81,6 +81,6 @@ class OwnRecord:
         n_on, n_off = on.sum(0) + 1e-9, (1 - on).sum(0) + 1e-9
         mean_on, mean_off = (on * self.used).sum(0) / n_on, ((1 - on) * self.used).sum(0) / n_off
         variance = self.used_variance * (1 / np.maximum(n_on, 0.5) + 1 / np.maximum(n_off, 0.5))
-        variance += (0.07 * self.used.mean(0)) ** 2
+        variance += (0.07 * self.used.mean(0)) ** 2 + 25.0
         change = mean_on - mean_off
         return np.asarray(0.5 * (change**2 - (change + amplitude * mean_on) ** 2) / variance)
