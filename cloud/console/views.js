@@ -155,8 +155,8 @@ export function losses(totals, onArea) {
     element("b", {}, shown(row.loss_percent))));
   fill("loss-bars", rows, text("emptyLosses"));
   const heads = ["area", "supplied", "delivered", "lossTotal", "technicalShort", "unexplainedShort", "state"];
-  const value = (kwh, share, sure = "") => element("td", {}, number(kwh), element("small", {}, sure, shown(share)));
-  const half = (row) => (row.unexplained_lo_kwh === null ? "" : `±${number((row.unexplained_hi_kwh - row.unexplained_lo_kwh) / 2)} · `);
+  const value = (kwh, share, sure = null) => element("td", {}, number(kwh), element("small", {}, sure, shown(share)));
+  const half = (row) => (row.unexplained_lo_kwh === null ? null : element("span", { className: "half" }, `±${number((row.unexplained_hi_kwh - row.unexplained_lo_kwh) / 2)} · `));
   byId("loss-table").hidden = computed.length === 0;
   byId("loss-table").replaceChildren(
     element("caption", { className: "hidden" }, `${text("lossByArea")}, ${text("lossUnit")}`),
