@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cloud.engines.forecast import DEFAULT, LEVELS, MEMBERS, forecast
+from cloud.forecast import trees
 from cloud.forecast.panel import Panel, PanelError
 from cloud.forecast.scores import Array, Scores, scores
 
@@ -75,11 +76,17 @@ def window(panel: Panel, days: int = 28, origin_hour: int = 0, horizon_h: int = 
 
 
 def members(method: str) -> tuple[str, ...]:
-    """The members a method stands for: a name, or several as in ``ridge+kernel``; ``ensemble`` are those by default."""
+    """The members a method stands for: a name, or several as in ``ridge+kernel``; ``ensemble`` are those by default.
+
+    Raises MethodError where there is no such member, or not without LightGBM.
+    """
     names: list[str] = []
     for part in method.split("+"):
-        if part != ENSEMBLE and part not in MEMBERS:
-            raise MethodError(f'"{part}": {ENSEMBLE}, {", ".join(MEMBERS)}, or several as in {ENSEMBLE}+NAME expected')
+        if part not in (ENSEMBLE, trees.NAME, *MEMBERS):
+            every = ", ".join((ENSEMBLE, *MEMBERS, trees.NAME))
+            raise MethodError(f'"{part}": {every}, or several as in {ENSEMBLE}+NAME expected')
+        if part == trees.NAME and not trees.installed():
+            raise MethodError(trees.NEEDS)
         names += DEFAULT if part == ENSEMBLE else (part,)
     return tuple(dict.fromkeys(names))
 
@@ -107,7 +114,7 @@ def backtest(panel: Panel, test: Window, method: str) -> Backtest:
     inputs = panel.inputs()
     chosen = members(method)
     wall, cpu = time.perf_counter(), time.process_time()
-    made = forecast(inputs, test.origins, test.horizon, members=chosen)
+    made = forecast(inputs, test.origins, test.horizon, members=chosen, extra={trees.NAME: trees.trees})
     cost = Cost(time.perf_counter() - wall, time.process_time() - cpu, peak_mb())
     series = len(panel.series)
     point = made.point[:, :, test.scored].swapaxes(0, 1).reshape(series, -1)

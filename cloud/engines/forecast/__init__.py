@@ -4,7 +4,7 @@ Day-ahead or intraday, 15 minutes to several days, from any hour; calendar, holi
 Nothing of load at or after an origin is used for it, nor weather beyond what was known then.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -15,7 +15,7 @@ from cloud.engines.forecast.blocks import Blocks
 from cloud.engines.forecast.ensemble import mix, weigh
 from cloud.engines.forecast.festival import without
 from cloud.engines.forecast.inputs import LEVELS, Array, Forecasts, Inputs
-from cloud.engines.forecast.members import DEFAULT, MEMBERS, THRIFTY, guess
+from cloud.engines.forecast.members import DEFAULT, MEMBERS, THRIFTY, Member, guess, usual_members
 from cloud.engines.forecast.quantiles import offsets
 
 __all__ = [
@@ -29,13 +29,14 @@ __all__ = [
     "Array",
     "Forecasts",
     "Inputs",
+    "Member",
     "forecast",
+    "usual_members",
 ]
 
 MODEL: Final = "ensemble"
 MODEL_VERSION: Final = "2"
 DAYS_MIN: Final = 3
-_MANY: Final = 200_000  # regressions (series x steps of the day), above which the default is THRIFTY
 _CELLS: Final = 1_000_000  # of history that are worked on at a time, about 1 GB
 _ROLLED: Final = 42  # origins before the first one, from whose errors weights and quantiles are learnt
 
@@ -48,26 +49,31 @@ def forecast(
     members: Sequence[str] = DEFAULT,
     levels: Sequence[float] = LEVELS,
     workers: int = 1,
+    extra: Mapping[str, Member] | None = None,
 ) -> Forecasts:
     """Forecast `horizon` steps from each origin.
 
     origins: (O,) ascending steps at the same time of day; load and calendar of the T steps reach to the end of the last
-    horizon (load NaN there).  members: names in MEMBERS; one alone gives that member with its own quantiles; the
-    default is THRIFTY where there are very many series.
+    horizon (load NaN there).  members: names in MEMBERS or `extra`; one alone gives that member with its own quantiles;
+    DEFAULT stands for `usual_members`, which are fewer without weather or with very many series.
     workers: threads that share the series where these are many (set OPENBLAS_NUM_THREADS=1 then).
+    extra: more members by name, as the engine itself has none that need other libraries.
     Raises ValueError where shapes, origins or names do not fit.
     """
     inputs.check(origins, horizon)
-    if unknown := sorted(set(members) - set(MEMBERS)):
-        raise ValueError(f"members: {', '.join(MEMBERS)} expected, got {', '.join(unknown)}")
-    if tuple(members) == DEFAULT and inputs.load.shape[0] * inputs.steps_per_day > _MANY:
-        members = THRIFTY
+    known = dict(MEMBERS) | dict(extra or {})
+    if unknown := sorted(set(members) - set(known)):
+        raise ValueError(f"members: {', '.join(known)} expected, got {', '.join(unknown)}")
+    if tuple(members[: len(DEFAULT)]) == DEFAULT:
+        fewer = usual_members(inputs.load.shape[0] * inputs.steps_per_day, len(inputs.weather))
+        members = (*fewer, *members[len(DEFAULT) :])
+    chosen = {name: known[name] for name in members}
     blocks = Blocks.cut(inputs, origins, horizon)
     series = inputs.load.shape[0]
     size = max(1, _CELLS // (blocks.load.shape[0] * blocks.steps_per_day))
     slices = [slice(at, at + size) for at in range(0, series, size)]
     with ThreadPoolExecutor(workers) as pool:
-        parts = list(pool.map(lambda some: _forecast(blocks.of(some), horizon, members, levels), slices))
+        parts = list(pool.map(lambda some: _forecast(blocks.of(some), horizon, chosen, levels), slices))
     return Forecasts(
         np.concatenate([part.point for part in parts], axis=1),
         np.concatenate([part.quantiles for part in parts], axis=1),
@@ -75,13 +81,13 @@ def forecast(
     )
 
 
-def _forecast(blocks: Blocks, horizon: int, members: Sequence[str], levels: Sequence[float]) -> Forecasts:
+def _forecast(blocks: Blocks, horizon: int, members: Mapping[str, Member], levels: Sequence[float]) -> Forecasts:
     last = int(blocks.origins[-1])
     first = int(blocks.origins[0])
     first -= min(_ROLLED, first // 2)
     _, series, steps = blocks.load.shape
     ordinary, times, plus = without(blocks, first)
-    guesses = guess(ordinary, first, last, {name: MEMBERS[name] for name in members})  # (M, E, K, S, N)
+    guesses = guess(ordinary, first, last, members)  # (M, E, K, S, N)
     if ordinary is not blocks:
         for lead in range(blocks.ahead):
             at = slice(first + lead, last + lead + 1)

@@ -27,23 +27,26 @@ def back(values: NDArray[Any], days: int) -> NDArray[Any]:
 
 def usual(load: Array, lead: int) -> Array:
     """The usual day (B, S, N) of each block: between the last week and the same weekdays."""
-    week = _mean([back(load, lead + 1 + i) for i in range(WEEK)])
-    same = _mean([back(load, weeks(lead) + WEEK * i) for i in range(4)])
+    week = _mean(load, [lead + 1 + i for i in range(WEEK)])
+    same = _mean(load, [weeks(lead) + WEEK * i for i in range(4)])
     return (week + same) / 2
 
 
-def _mean(values: list[Array]) -> Array:
-    total = values[0].copy()
-    for value in values[1:]:
-        total += value
-    return total / len(values)
+def _mean(values: Array, days: list[int]) -> Array:
+    """Of the values so many blocks before each."""
+    total = back(values, days[0])
+    for ago in days[1:]:
+        total[:ago] += values[0]
+        total[ago:] += values[: max(len(values) - ago, 0)]
+    total /= len(days)
+    return total
 
 
 def lags(less: Array, lead: int) -> list[Array]:
     """(B, S, N) or (B, S, 1) each: how the load lately differed from a base that is forecast at the same lead."""
     hours = max(1, less.shape[2] // 24)
     latest, earlier, same = back(less, lead + 1), back(less, lead + 2), back(less, weeks(lead))
-    week = _mean([back(less, lead + 1 + i) for i in range(WEEK)])
+    week = _mean(less, [lead + 1 + i for i in range(WEEK)])
     columns = [latest, earlier, week, same, back(less, weeks(lead) + WEEK)]
     columns += [latest.mean(axis=2, keepdims=True), earlier.mean(axis=2, keepdims=True)]
     columns += [latest[:, :, -hours:].mean(axis=2, keepdims=True)]

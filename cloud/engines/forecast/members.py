@@ -21,6 +21,7 @@ Member = Callable[[Blocks, int, int], Array]
 Base = Literal["usual", "kernel", "change"]
 _PENALTIES: Final = {"ridge": Penalty(60.0), "pooled": Penalty(100.0, 50.0)}
 _BOUND: Final = 8.0  # medians
+MANY: Final = 2_000_000  # series x steps of the day
 
 
 def naive7(blocks: Blocks, first: int, last: int) -> Array:
@@ -110,7 +111,7 @@ def _bound(missed: NDArray[Any]) -> NDArray[Any]:
     size = np.sort(np.abs(missed).transpose(1, 2, 0).reshape(missed.shape[1], -1), axis=1)  # NaN last
     known = np.isfinite(size).sum(axis=1)
     middle = size[np.arange(len(size)), np.maximum(known - 1, 0) // 2]
-    return np.where(known > 0, _BOUND * middle, np.float32(np.inf))[:, None]
+    return np.where(known > 0, _BOUND * middle, np.float32(_BOUND))[:, None]  # of nothing known: times the mean load
 
 
 def lagged(blocks: Blocks, target: int, days: int) -> Array:
@@ -134,8 +135,16 @@ MEMBERS: Final[Mapping[str, Member]] = {
     "kernel": kernel,
     "change": change,
 }
-THRIFTY: Final = ("naive1", "mean4", "pooled")
+THRIFTY: Final = ("naive1", "mean4", "smoothing", "pooled")
 DEFAULT: Final = ("naive1", "mean4", "smoothing", "ridge", "pooled", "kernel", "change")
+
+
+def usual_members(regressions: int, weather: int) -> tuple[str, ...]:
+    """What the default is for so many series x steps of the day and columns of weather: THRIFTY where they are very
+    many, and without weather `kernel` has said what `change` could say."""
+    if regressions > MANY:
+        return THRIFTY
+    return DEFAULT if weather else tuple(name for name in DEFAULT if name != "change")
 
 
 def guess(blocks: Blocks, first: int, last: int, members: Mapping[str, Member]) -> Array:
