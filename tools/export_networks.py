@@ -236,6 +236,8 @@ def dtu(out):
         rated_w = sum(row[3] for row in transformers) * 1000
         scale = min(1.0, 0.6 * rated_w / (p.sum(axis=0).max() * 1e6))
         p, q = p * scale, q * scale
+        # The package has no phases; the same mix as for SimBench, so that by phase is not balanced.
+        phases = np.random.default_rng(int(number)).choice(["abc", "a", "b", "c"], len(loads), p=[0.4, 0.2, 0.2, 0.2])
         write(
             out / f"dtu-{number}",
             nodes,
@@ -243,7 +245,7 @@ def dtu(out):
             transformers,
             {
                 "node_id": np.array([f"n{n}" for n in loads.Node]),
-                "phases": np.full(len(loads), "abc"),
+                "phases": phases,
                 "active_w": (p * 1e6).astype(np.float32),
                 "reactive_var": (q * 1e6).astype(np.float32),
                 "step_minutes": 60,

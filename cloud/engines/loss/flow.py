@@ -3,7 +3,7 @@
 Constant-power loads, I = conj(S / V), on the linear network of ``pieces``: a fixed point that gains one to two digits
 a step at distribution voltages. Scenarios are the last, contiguous axis and go through in chunks that stay in cache.
 The first steps are in single precision, which is as good there and half the work; the last ones, at least two, in
-double precision, until no voltage moves by more than ``TOLERANCE_PU``.
+double precision, until what is left of a voltage's error, by how fast it shrinks, is below ``TOLERANCE_PU``.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,12 @@ Reals = NDArray[np.floating[Any]]
 
 TOLERANCE_PU: Final = 1e-8
 STEPS_MAX: Final = 100
-CHUNK: Final = 1024  # scenarios: measured, with 512 a tenth slower, with 256 a third
+# Scenarios at once: small networks lose by calls when there are fewer, large ones by memory when there are more.
+CHUNK, CHUNK_LEAST, CHUNK_CELLS = 1024, 512, 1 << 18
 _ROUGH_MAX: Final = 12  # steps in single precision
 _NOISE_PU: Final = 2e-6  # below this, more of them would not help
+# An error is not believed to shrink faster in a step: the noise of single precision does, and hides what does not.
+_SHRINKS_TO: Final = 0.1
 _NAMED_MAX: Final = 5
 # Where no reactive energy is measured: power factor 0.95 lagging.
 TAN_PHI: Final = float(np.tan(np.arccos(0.95)))
@@ -86,7 +89,8 @@ def solve(
     if voltage is not None:
         voltage[:width] = source
     sums = np.zeros((4, total))
-    size = -(-total // max(1, round(total / CHUNK)))
+    chunk = max(CHUNK_LEAST, min(CHUNK, CHUNK_CELLS // max(1, len(placed.port_rows))))
+    size = -(-total // max(1, round(total / chunk)))
     solver = _Solver(placed, size)
     failed = []
     # The last chunk reaches back into the one before it: its work arrays are there already.
@@ -123,7 +127,8 @@ class _Sweep:
         self.backward = [np.ascontiguousarray(piece.backward, kind) for piece in placed.pieces]
         self.given = [np.zeros((matrix.shape[1], size), kind) for matrix in self.forward]
         self.voltage = [np.zeros((matrix.shape[0], size), kind) for matrix in self.forward]
-        self.before = [np.zeros_like(values) for values in self.voltage]
+        # Only the last steps, in double precision, ask what changed.
+        self.before = [np.zeros_like(values) for values in self.voltage] if kind is np.float64 else []
         widest = max((_ports(piece) for piece in placed.pieces), default=0)
         self._one, self._two = np.empty((widest, size), kind), np.empty((widest, size), kind)
 
@@ -139,8 +144,9 @@ class _Sweep:
         np.multiply(re, re, out=p)
         np.multiply(im, im, out=q)
         np.add(p, q, out=q)
-        np.divide(self.active[piece.ports], q, out=p)
-        np.divide(self.reactive[piece.ports], q, out=q)
+        np.reciprocal(q, out=q)  # one division: they cost as much as several products
+        np.multiply(self.active[piece.ports], q, out=p)
+        np.multiply(self.reactive[piece.ports], q, out=q)
         np.multiply(p, re, out=current_re)
         np.multiply(q, re, out=current_im)
         np.multiply(q, im, out=q)
@@ -194,17 +200,21 @@ class _Solver:
         width = len(placed.network.conductors[0])
         self._turn = np.exp(-2j / 3 * np.pi * np.arange(3)) if width == 3 else np.ones(1)
         self._unloaded = placed.unloaded @ self._turn
+        self._drop = [np.zeros(2 * _ports(piece)) for piece in placed.pieces]
+        self._ones = np.ones(len(placed.port_rows))
 
     def load(self, active_w: Reals, reactive_var: Reals, source_pu: Array) -> None:
         placed, fine = self.placed, self._double
         count = len(placed.port_rows)
         share = None if np.all(placed.share == 1) else placed.share
         for values, target in ((active_w, fine.active), (reactive_var, fine.reactive)):
-            first = values[placed.load[:count, 1]]
-            if share is None:
-                target[:] = first
+            rows = placed.load[:count, 1]
+            if values.dtype == target.dtype:
+                np.take(values, rows, axis=0, out=target, mode="clip")
             else:
-                np.multiply(first, share[:count, None], out=target)
+                target[:] = values[rows]
+            if share is not None:
+                target *= share[:count, None]
             if len(placed.load) > count:
                 port, load = placed.load[count:].T
                 np.add.at(target, port, values[load] * placed.share[count:, None])
@@ -220,12 +230,30 @@ class _Solver:
             one[:] = two
         self._start(self._single, source_pu.mean(axis=0))
 
-    def _start(self, sweep: _Sweep, source_pu: Array) -> None:
-        for i, piece in enumerate(sweep.pieces):
-            m = _ports(piece)
-            unloaded, voltage = self._unloaded[piece.ports, None], sweep.voltage[i]
-            np.multiply(unloaded.real, source_pu, out=voltage[:m], casting="same_kind")
-            np.multiply(unloaded.imag, source_pu, out=voltage[m : 2 * m], casting="same_kind")
+    def _start(self, sweep: _Sweep, source_pu: Array, drops: bool = True) -> None:
+        """Voltages without load, less drops in proportion to the power drawn, as the chunk before had them."""
+        level = np.vstack([source_pu, self._level()]) if drops else source_pu[None]
+        level = level.astype(sweep.active.dtype)
+        for piece, voltage, drop in zip(sweep.pieces, sweep.voltage, self._drop, strict=True):
+            unloaded = self._unloaded[piece.ports]
+            profile = np.r_[unloaded.real, unloaded.imag][:, None]
+            if drops:
+                profile = np.hstack([profile, drop[:, None]])
+            np.matmul(profile.astype(level.dtype), level, out=voltage[: len(profile)])
+
+    def _level(self) -> Array:
+        """(C,) W drawn in a scenario."""
+        drawn: Array = self._ones @ self._double.active
+        return drawn
+
+    def _learn(self) -> None:
+        """The drop of each port's voltage by the power drawn, by least squares of this chunk."""
+        level, source = self._level(), np.hypot(*self._double.source.reshape(2, -1, self.size)).mean(axis=0)
+        square = level @ level
+        for i, piece in enumerate(self._double.pieces) if square > 0 else ():
+            unloaded = self._unloaded[piece.ports]
+            profile = np.r_[unloaded.real, unloaded.imag]
+            self._drop[i] = (self._double.voltage[i][: len(profile)] @ level - profile * (source @ level)) / square
 
     def run(self) -> NDArray[np.intp]:
         """Which scenarios of the chunk found no solution."""
@@ -244,14 +272,16 @@ class _Solver:
             lost = self._polish()
             if len(lost):
                 # Single precision may have led astray what double precision can solve.
-                self._start(fine, np.hypot(*fine.source.reshape(2, -1, self.size)).mean(axis=0))
+                self._start(fine, np.hypot(*fine.source.reshape(2, -1, self.size)).mean(axis=0), drops=False)
                 lost = self._polish()
+            if not len(lost):
+                self._learn()
         return lost
 
     def _polish(self) -> NDArray[np.intp]:
         fine = self._double
         everyone = range(len(fine.pieces))
-        change, left = np.zeros(self.size), 0.0
+        change, left, shrinks = np.zeros(self.size), 0.0, np.ones(self.size)
         for step in range(1, STEPS_MAX + 1):
             for i in everyone:
                 fine.currents(i)
@@ -259,20 +289,24 @@ class _Solver:
             fine.voltage, fine.before = fine.before, fine.voltage
             for i in everyone:
                 fine.up(i)
-            change = fine.change()
-            worst = change.max(initial=0.0)
+            before, change = change, fine.change()
+            if step > 1:
+                np.maximum(change / before, _SHRINKS_TO, out=shrinks, where=before > 0)
+            # Of a series that shrinks by ``shrinks`` a step, what comes after this one.
+            rest = change * shrinks / np.maximum(1 - shrinks, _SHRINKS_TO) if step > 1 else change
+            worst = rest.max(initial=0.0)
             if step == 1:
                 # What single precision left, mostly its own noise; and no test of convergence.
                 left = worst
             elif worst <= TOLERANCE_PU:
                 if step > 2 and left > _NOISE_PU:
                     self.rough = min(self.rough + step - 2, _ROUGH_MAX)
-                elif step == 2 and worst < TOLERANCE_PU / 100:
+                elif step == 2 and worst < TOLERANCE_PU / 1000:
                     self.rough = max(self.rough - 1, 1)
                 return np.zeros(0, np.intp)
             if np.isnan(worst) and np.isnan(change).all():
                 break
-        return np.flatnonzero(~(change <= TOLERANCE_PU))
+        return np.flatnonzero(~(rest <= TOLERANCE_PU))
 
     def collect(self, sums: Array, voltage: Array | None) -> None:
         """Into ``sums`` (4, C): all losses, transformers' under load, without, and the power drawn from the source."""
