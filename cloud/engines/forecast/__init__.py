@@ -100,7 +100,8 @@ def _forecast(blocks: Blocks, horizon: int, members: Mapping[str, Member], level
         errors = blocks.load[first + lead : last + lead + 1] - point[:, lead]
         middle, band = offsets(errors, point[:, lead], apart[:, lead], int(asked[0]), lead, levels)
         at = asked - asked[0]
-        chosen_of.append(point[asked, lead] + middle[at])
+        # A member asked for alone is given as it is.
+        chosen_of.append(point[asked, lead] + (middle[at] if len(guesses) > 1 else 0.0))
         bands.append(point[asked, lead, ..., None] + band[at])
     begun = np.logical_or.accumulate(np.isfinite(blocks.load).any(axis=2), axis=0)[blocks.origins - 1]  # (O, S)
     chosen = np.stack(chosen_of, axis=2).reshape(len(asked), series, -1)[:, :, :horizon]
