@@ -23,7 +23,7 @@ import click
 import numpy as np
 
 from cloud.bench.services import BenchError
-from cloud.engines.forecast import MEMBERS, Inputs, forecast
+from cloud.engines.forecast import MEMBERS, Inputs, forecast, usual_members
 from cloud.forecast.backtest import ENSEMBLE, apart, backtest, peak_mb, score, window
 from cloud.forecast.calendar import days
 from cloud.forecast.panel import PanelError, read_panel
@@ -166,7 +166,7 @@ def _scored(folder: Path, program: Path, out: Path) -> Document:
 
 def _run(command: Sequence[str], what: str) -> Document:
     """The JSON document a program prints last."""
-    one_thread = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # LightGBM keeps its two
+    one_thread = dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT"), "1")
     try:
         done = subprocess.run(
             command, env=os.environ | one_thread, capture_output=True, text=True, timeout=PROGRAM_S, check=False
@@ -289,14 +289,14 @@ def _turn(series: int, seed: int, names: tuple[str, ...]) -> Turn:
 
 def _speed(series: int, method: str, begin: Begin) -> Document:
     """Day-ahead once for all series, on all cores, a chunk at a time; making the loads does not count."""
-    from cloud.forecast.backtest import members
-
+    # What a call with all of them would choose, not one with a chunk.
+    names = usual_members(series * STEPS_PER_DAY, 0) if method == ENSEMBLE else (method,)
     begin(f"{method}: {series:,} series")
     sizes = [min(CHUNK, series - first) for first in range(0, series, CHUNK)]
     workers = min(os.cpu_count() or 1, len(sizes))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        turns = list(pool.map(_turn, sizes, range(len(sizes)), [members(method)] * len(sizes)))
+        turns = list(pool.map(_turn, sizes, range(len(sizes)), [names] * len(sizes)))
     if not all(turn.finite for turn in turns):
         raise BenchError(f"{method}: a forecast of {series} series has gaps")
     processes = {turn.process for turn in turns}
@@ -305,6 +305,7 @@ def _speed(series: int, method: str, begin: Begin) -> Document:
     cpu_s = sum(turn.cpu_s for turn in turns)
     return {
         "method": method,
+        "members": names,
         "series": series,
         "wall_s": max(busy),
         "cpu_s": cpu_s,
@@ -353,8 +354,9 @@ def _report(told: Document) -> Iterator[str]:
     for one in told["speed"]:
         yield (
             f"{one['series']:,} series, {HISTORY_DAYS} days at 15 min, {one['method']}, day-ahead: "
-            f"{one['wall_s']:.1f} s on {one['workers']} processes, "
-            f"{one['series_origins_per_s_core']:,.0f} series-origins/s/core, {one['peak_mb']:,.0f} MB together"
+            f"{one['wall_s']:.1f} s on {one['workers']} processes ({one['cpu_s']:.0f} s of CPU), "
+            f"{one['series_origins_per_s_core']:,.0f} series-origins/s/core, {one['peak_mb']:,.0f} MB together; "
+            f"members {', '.join(one['members'])}"
         )
     machine = told["machine"]
     quick = "; quick, so only roughly" if machine["quick"] else ""
