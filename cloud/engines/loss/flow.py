@@ -201,6 +201,7 @@ class _Solver:
         self._turn = np.exp(-2j / 3 * np.pi * np.arange(3)) if width == 3 else np.ones(1)
         self._unloaded = placed.unloaded @ self._turn
         self._drop = [np.zeros(2 * _ports(piece)) for piece in placed.pieces]
+        self._learnt = False
         self._ones = np.ones(len(placed.port_rows))
 
     def load(self, active_w: Reals, reactive_var: Reals, source_pu: Array) -> None:
@@ -231,7 +232,8 @@ class _Solver:
         self._start(self._single, source_pu.mean(axis=0))
 
     def _start(self, sweep: _Sweep, source_pu: Array, drops: bool = True) -> None:
-        """Voltages without load, less drops in proportion to the power drawn, as the chunk before had them."""
+        """Voltages without load, less drops in proportion to the power drawn, as the first chunk had them."""
+        drops = drops and self._learnt
         level = np.vstack([source_pu, self._level()]) if drops else source_pu[None]
         level = level.astype(sweep.active.dtype)
         for piece, voltage, drop in zip(sweep.pieces, sweep.voltage, self._drop, strict=True):
@@ -250,6 +252,7 @@ class _Solver:
         """The drop of each port's voltage by the power drawn, by least squares of this chunk."""
         level, source = self._level(), np.hypot(*self._double.source.reshape(2, -1, self.size)).mean(axis=0)
         square = level @ level
+        self._learnt = square > 0
         for i, piece in enumerate(self._double.pieces) if square > 0 else ():
             unloaded = self._unloaded[piece.ports]
             profile = np.r_[unloaded.real, unloaded.imag]
@@ -274,7 +277,7 @@ class _Solver:
                 # Single precision may have led astray what double precision can solve.
                 self._start(fine, np.hypot(*fine.source.reshape(2, -1, self.size)).mean(axis=0), drops=False)
                 lost = self._polish()
-            if not len(lost):
+            if not len(lost) and not self._learnt:
                 self._learn()
         return lost
 
