@@ -13,6 +13,7 @@ NIGHT, PEAK = (22, 6), (17, 21)  # hours, local
 STILL_WH: Final = 5.0  # a register that did not move
 REGISTER_WH: Final = 10.0  # its last digit
 STILL_HOURS: Final = 2  # at least, for a standstill
+STANDING_LOG_ODDS, STANDING_SHARE = 10.0, 0.2  # for standing through this share of what the past used
 FEW_DIGITS: Final = 4
 REGULAR_MISFIT: Final = 0.6  # of a standstill in the same hours of each day
 CEILING_SHARE: Final = 0.012  # of quarter hours at their highest level, where nothing is cut off
@@ -138,6 +139,9 @@ def candidates(x: Array, foreign: Array, per_day: int, filled: NDArray[np.bool_]
     prior = np.log(np.where(inward, share / max(abroad, 1), share))
     flat = np.clip(6 * np.log(np.maximum(reached, 1e-3) / CEILING_SHARE), -12.0, 4.0)
     prior[kind == NUMBER["cap"]] += flat
+    # Few honest registers stand still in hours in which they used to run; whether it is missed, the balance says.
+    idle = shapes["stopped"][2 * days // 3 * per_day :].sum(0) / expected[2 * days // 3 * per_day :].sum(0).clip(1.0)
+    prior[kind == NUMBER["stopped"]] += np.clip(STANDING_LOG_ODDS * idle / STANDING_SHARE, 0, STANDING_LOG_ODDS)
     prior[~(u != 0).any(0)[column]] = -np.inf
     return Candidates(
         u, column, kind, customer,
