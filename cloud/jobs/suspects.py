@@ -177,9 +177,8 @@ def _first_day(connection: Connection, calendar: Calendar, through: date) -> dat
 
 def _together(connection: Connection, areas: Sequence[Area]) -> Iterator[list[Area]]:
     """Areas of one feeder, as many as may be searched at once; a large one alone."""
-    count: dict[str, int] = dict(
-        connection.execute("SELECT area_id, count(*) FROM metering_point WHERE role IN ('customer', 'generation') GROUP BY 1").fetchall()
-    )
+    rows = connection.execute(_CUSTOMERS).fetchall()
+    count: dict[str, int] = dict(rows)
     group: list[Area] = []
     for area in sorted(areas, key=lambda area: (area.feeder_id, area.area_id)):
         size = sum(count.get(one.area_id, 0) for one in [*group, area])
@@ -334,6 +333,9 @@ def _store(
 
 _BACKFILLING: Final = """
     SELECT coalesce(bool_or((status->>'backfill_left')::bigint > 0), false) FROM gateway_status WHERE online
+"""
+_CUSTOMERS: Final = """
+    SELECT area_id, count(*) FROM metering_point WHERE role IN ('customer', 'generation') GROUP BY 1
 """
 _NAMEPLATES: Final = """
     SELECT point_id, phases, coalesce(ct_ratio, 1) FROM metering_point p
