@@ -1,11 +1,11 @@
 """Public networks and their loads as folders that the loss engine and its bench read.
 
 Runs in a venv of its own, since none of these packages is needed by Gridloom:
-  pip install simbench pandapower dtu-adn
+  pip install simbench pandapower dtu-adn RL-ADN
   python tools/export_networks.py /tmp/networks
 
 Writes OUT/NAME/{nodes,lines,transformers}.csv and loads.npz: node_id (L,), phases (L,), active_w and reactive_var
-(L, T) float32, step_minutes. SimBench: ODbL 1.0 (data); pandapower's European LV feeder: IEEE PES; DTU ADN: MIT.
+(L, T) float32, step_minutes. SimBench: ODbL 1.0 (data); pandapower's European LV feeder: IEEE PES; DTU ADN, RL-ADN: MIT.
 """
 
 import csv
@@ -253,6 +253,54 @@ def dtu(out):
         )
 
 
+def rladn(out):
+    import power_network_rl
+
+    data = Path(power_network_rl.__file__).parent / "data_sources"
+    for count in (25, 34, 69, 123):
+        table = pd.read_csv(data / "network_data" / f"node_{count}" / f"Lines_{count}.csv")
+        table = table[table.STATUS == 1]
+        # 69 and 123 come without loads: they get the 34's, shifted by days, at a quarter.
+        own = min(count, 34)
+        series = pd.read_csv(data / "time_series_data" / f"{own}_node_time_series.csv").fillna(0)
+        kw = np.array([series[f"active_power_node_{i % own + 1}"] for i in range(1, count)])
+        if "renewable_active_power_node_1" in series:
+            kw -= [series[f"renewable_active_power_node_{i % own + 1}"] for i in range(1, count)]
+        if own < count:
+            kw = 0.25 * np.array([np.roll(row, 96 * (i // own)) for i, row in enumerate(kw)])
+        # Ohms at 11 kV; the folder has no volts where there is no transformer, so at 400 V: the same per unit.
+        at_400 = (0.4 / 11) ** 2
+        lines = [
+            (
+                f"l{i}",
+                f"n{r.FROM:.0f}",
+                f"n{r.TO:.0f}",
+                1000,
+                *(z * at_400 for z in (r.R, r.X, 4 * r.R, 4 * r.X)),
+                "",
+                "abc",
+            )
+            for i, r in enumerate(table.itertuples())
+        ]
+        if len(lines) != count - 1:
+            print(f"rladn-{count}: {len(lines)} lines of {count} nodes are no tree, left out")
+            continue
+        phases = np.random.default_rng(count).choice(["abc", "a", "b", "c"], count - 1, p=[0.4, 0.2, 0.2, 0.2])
+        write(
+            out / f"rladn-{count}",
+            [(f"n{i}", "source" if i == 1 else "customer", "abc") for i in range(1, count + 1)],
+            lines,
+            [],
+            {
+                "node_id": np.array([f"n{i}" for i in range(2, count + 1)]),
+                "phases": phases,
+                "active_w": (kw * 1e3).astype(np.float32)[:, :35_040],
+                "reactive_var": (kw * 328.7).astype(np.float32)[:, :35_040],
+                "step_minutes": 15,
+            },
+        )
+
+
 if __name__ == "__main__":
     root = Path(sys.argv[1])
     homes = simbench(root, "rural1", "1-LV-rural1--0-no_sw")
@@ -260,3 +308,4 @@ if __name__ == "__main__":
         homes = max(homes, simbench(root, short, f"1-LV-{short}--0-no_sw"), key=len)
     european(root, homes)
     dtu(root)
+    rladn(root)

@@ -109,12 +109,14 @@ class Oracle:
 
     def solve(self, batch: dict[Any, Any]) -> tuple[Array, Array, Array]:
         """Voltages as above, (T,) W lost in lines, (T,) W in transformers, to 1e-10."""
-        wanted = {ComponentType.node: ["u_pu"], ComponentType.line: ["p_from", "p_to"]}
-        wanted[ComponentType.transformer] = ["p_from", "p_to"]
+        kinds = (ComponentType.line, ComponentType.transformer)
+        wanted = {ComponentType.node: ["u_pu"], **{kind: ["p_from", "p_to"] for kind in kinds}}
         result: Any = self._run(batch, wanted, True, 1e-10)
         losses = [
             (result[kind]["p_from"] + result[kind]["p_to"]).reshape(len(result[kind]["p_to"]), -1).sum(axis=1)
-            for kind in (ComponentType.line, ComponentType.transformer)
+            if kind in result
+            else np.zeros(len(result[ComponentType.node]))
+            for kind in kinds
         ]
         return np.asarray(result[ComponentType.node]["u_pu"]), losses[0], losses[1]
 
