@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol, cast
 import click
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from cloud.loss import folder, records, run, scores, simulate
 from cloud.loss.faults import KINDS
@@ -229,7 +230,7 @@ def _method(areas: Sequence[Document], name: str | None) -> Document:
     for area in areas:
         values = np.array(area["score"] if name is None else area["baselines"][name], np.float64)
         is_faulty = np.isin(np.arange(len(values)), [int(at) for at in area["faulty"]])
-        pooled.append(values if name is None else np.argsort(np.argsort(values)) / len(values))
+        pooled.append(values if name is None else rankdata(values) / len(values))
         faulty.append(is_faulty)
         if is_faulty.any():
             precision.append(is_faulty[np.argsort(-values, kind="stable")[: is_faulty.sum()]].mean())
