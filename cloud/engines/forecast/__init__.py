@@ -39,6 +39,7 @@ MODEL_VERSION: Final = "2"
 DAYS_MIN: Final = 3
 _CELLS: Final = 1_000_000  # of history that are worked on at a time, about 1 GB
 _ROLLED: Final = 42  # origins before the first one, from whose errors weights and quantiles are learnt
+_ALONE: Final = 28  # the same for one member alone, which has no weights to learn
 
 
 def forecast(
@@ -84,7 +85,7 @@ def forecast(
 def _forecast(blocks: Blocks, horizon: int, members: Mapping[str, Member], levels: Sequence[float]) -> Forecasts:
     last = int(blocks.origins[-1])
     first = int(blocks.origins[0])
-    first -= min(_ROLLED, first // 2)
+    first -= min(_ROLLED if len(members) > 1 else _ALONE, first // 2)
     _, series, steps = blocks.load.shape
     ordinary, times, plus = without(blocks, first)
     guesses = guess(ordinary, first, last, members)  # (M, E, K, S, N)
