@@ -5,7 +5,7 @@ Runs in a venv of its own, since none of these packages is needed by Gridloom:
   python tools/export_networks.py /tmp/networks
 
 Writes OUT/NAME/{nodes,lines,transformers}.csv and loads.npz: node_id (L,), phases (L,), active_w and reactive_var
-(L, T) float32, step_minutes. SimBench: ODbL 1.0 (data); pandapower's European LV feeder: IEEE PES; DTU ADN, RL-ADN: MIT.
+(L, T) float32, step_minutes. SimBench: ODbL 1.0 (data); pandapower's European LV feeder: IEEE PES; DTU, RL-ADN: MIT.
 """
 
 import csv
@@ -236,8 +236,10 @@ def dtu(out):
         rated_w = sum(row[3] for row in transformers) * 1000
         scale = min(1.0, 0.6 * rated_w / (p.sum(axis=0).max() * 1e6))
         p, q = p * scale, q * scale
-        # The package has no phases; the same mix as for SimBench, so that by phase is not balanced.
+        # The package has no phases; SimBench's mix, so that by phase is not balanced, but below 14 kW (63 A) only:
+        # one phase cannot carry its largest loads.
         phases = np.random.default_rng(int(number)).choice(["abc", "a", "b", "c"], len(loads), p=[0.4, 0.2, 0.2, 0.2])
+        phases = np.where(np.abs(p).max(axis=1) < 0.014, phases, "abc")
         write(
             out / f"dtu-{number}",
             nodes,

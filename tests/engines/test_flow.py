@@ -1,5 +1,6 @@
 """The power flow against power-grid-model, which is somebody else's and exact, and against numbers worked by hand."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -120,3 +121,9 @@ def test_each_scenario_stands_for_itself(network: Network, total: int) -> None:
         np.testing.assert_allclose(together.voltage_pu[:, :, at], alone.voltage_pu[:, :, 0], rtol=0, atol=1e-8)
         np.testing.assert_allclose(together.loss_w[at], alone.loss_w[0], rtol=1e-6)
         np.testing.assert_allclose(together.head_w[at], alone.head_w[0], rtol=1e-7)
+
+
+def test_no_solution_crosses_processes():
+    error = copy.copy(NoSolutionError(np.array([3, 5]), 9))  # by what pickle asks
+    assert error.scenarios.tolist() == [3, 5]
+    assert "2 of 9 scenarios" in str(error)

@@ -37,13 +37,16 @@ class NoSolutionError(ArithmeticError):
     """Some scenarios have no solution: more load than the network can carry, or a wrong model. ``scenarios``: which."""
 
     def __init__(self, scenarios: NDArray[np.intp], total: int) -> None:
-        self.scenarios = scenarios
+        self.scenarios, self._total = scenarios, total
         more = f" and {len(scenarios) - _NAMED_MAX} more" if len(scenarios) > _NAMED_MAX else ""
         named = ", ".join(map(str, scenarios[:_NAMED_MAX]))
         super().__init__(
             f"no solution within {STEPS_MAX} steps in {len(scenarios)} of {total} scenarios ({named}{more}); "
             "check loads, lengths and ratings"
         )
+
+    def __reduce__(self) -> tuple[type, tuple[NDArray[np.intp], int]]:
+        return type(self), (self.scenarios, self._total)  # as it is made, not from its text: it crosses processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +255,7 @@ class _Solver:
         """The drop of each port's voltage by the power drawn, by least squares of this chunk."""
         level, source = self._level(), np.hypot(*self._double.source.reshape(2, -1, self.size)).mean(axis=0)
         square = level @ level
-        self._learnt = square > 0
+        self._learnt = bool(square > 0)
         for i, piece in enumerate(self._double.pieces) if square > 0 else ():
             unloaded = self._unloaded[piece.ports]
             profile = np.r_[unloaded.real, unloaded.imag]
