@@ -85,10 +85,12 @@ def _sizes(own: Floats, shared: Floats, known: NDArray[np.bool_]) -> Floats:
 
 def _inverses(shared: Floats, blocks: Sequence[tuple[int, int]], pull: Floats) -> list[Floats]:
     """(N, C, C) each of what the shared columns say before each of the blocks."""
-    found = []
+    gram, done, found = np.diag(pull) + np.zeros((len(shared), 1, 1)), 0, []
     for start, _ in blocks:
-        before = shared[..., :start].astype(float)
-        found.append(np.linalg.inv(before @ before.swapaxes(1, 2) + np.diag(pull)).astype(shared.dtype))
+        fresh = shared[..., done:start].astype(float)
+        gram += fresh @ fresh.swapaxes(1, 2)
+        found.append(np.linalg.inv(gram).astype(shared.dtype))
+        done = start
     return found
 
 

@@ -43,7 +43,7 @@ def structure(blocks: Blocks, lead: int, first: int, scale: Array, *, change: bo
     start = 0
     fit = BLOCKS_MIN
     while fit + lead < count:
-        rows = x[start:fit].reshape(-1, width)
+        rows = x[start:fit].reshape(-1, width).astype(float)
         decay = 0.5 ** ((fit - start) / _HALF_LIFE)
         weight = np.repeat(0.5 ** ((fit - 1 - np.arange(start, fit)) / _HALF_LIFE), steps)[:, None]
         gram = decay * gram + rows.T @ (rows * weight)
@@ -85,4 +85,4 @@ def features(blocks: Blocks, weather: Weather) -> Array:
         angle = z @ (rng.standard_normal((z.shape[2], cosines)) * width[:, None])
         parts += [now, now**2, *felt, *(f**2 for f in felt)]
         parts += [np.cos(angle + rng.uniform(0, 2 * np.pi, cosines))]
-    return np.concatenate(parts, axis=2)
+    return np.concatenate(parts, axis=2, dtype=np.float32, casting="same_kind")
