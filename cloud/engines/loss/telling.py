@@ -111,7 +111,8 @@ def _named_kind(problem: Problem, who: int, kind: str, day: int) -> str:
         return _standstill(problem, who, day)
     if kind == "scaled":
         area = problem.area
-        if area.three_phase is not None and area.three_phase[who]:
+        # Where every meter has three phases, that says nothing of this one.
+        if area.three_phase is not None and area.three_phase[who] and not area.three_phase.all():
             return "phase_missing"
         if area.ct_ratio is not None and area.ct_ratio[who] > 1:
             return "ct_ratio"
