@@ -62,10 +62,14 @@ def test_nothing_after_an_origin_changes_its_forecast_in_a_festival(late: int) -
         np.testing.assert_allclose(got.quantiles[: nth + 1], wanted.quantiles[: nth + 1], rtol=1e-9)
 
 
-def test_without_a_long_festival_nothing_changes() -> None:
-    inputs = made(told=False)
-    blocks = Blocks.cut(inputs, np.array([400 * 24]), 24)
-    assert without(blocks, 400)[0] is blocks
+def test_far_from_a_festival_load_is_taken_as_it_is() -> None:
+    untold, told = (Blocks.cut(made(told=told), np.array([(SECOND + 1) * 24]), 24) for told in (False, True))
+    assert without(untold, SECOND - 3, SECOND) is None
+    assert without(told, SECOND - 60, SECOND - 30) is None
+    plain = without(told, SECOND - 60, SECOND)
+    assert plain is not None
+    assert not plain.felt[SECOND - 30].any()
+    assert plain.felt[SECOND].all()
 
 
 def test_gaps_in_a_festival_are_lived_with() -> None:

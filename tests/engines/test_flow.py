@@ -123,7 +123,7 @@ def test_each_scenario_stands_for_itself(network: Network, total: int) -> None:
         np.testing.assert_allclose(together.head_w[at], alone.head_w[0], rtol=1e-7)
 
 
-def test_no_solution_crosses_processes():
+def test_no_solution_crosses_processes() -> None:
     error = copy.copy(NoSolutionError(np.array([3, 5]), 9))  # by what pickle asks
     assert error.scenarios.tolist() == [3, 5]
     assert "2 of 9 scenarios" in str(error)

@@ -87,12 +87,7 @@ def _forecast(blocks: Blocks, horizon: int, members: Mapping[str, Member], level
     first = int(blocks.origins[0])
     first -= min(_ROLLED if len(members) > 1 else _ALONE, first // 2)
     _, series, steps = blocks.load.shape
-    ordinary, times, plus = without(blocks, first)
-    guesses = guess(ordinary, first, last, members)  # (M, E, K, S, N)
-    if ordinary is not blocks:
-        for lead in range(blocks.ahead):
-            at = slice(first + lead, last + lead + 1)
-            guesses[:, :, lead] = guesses[:, :, lead] * times[lead, at] + plus[lead, at]
+    guesses = _guesses(blocks, first, last, members)
     shares = weigh(blocks.load[first : last + 1, None] - guesses[:, :, 0].transpose(1, 0, 2, 3))
     point, apart = mix(guesses, shares)
     asked = blocks.origins - first
@@ -102,11 +97,29 @@ def _forecast(blocks: Blocks, horizon: int, members: Mapping[str, Member], level
         middle, band = offsets(errors, point[:, lead], apart[:, lead], int(asked[0]), lead, levels)
         at = asked - asked[0]
         # A member asked for alone is given as it is.
-        chosen_of.append(point[asked, lead] + (middle[at] if len(guesses) > 1 else 0.0))
+        chosen_of.append(point[asked, lead] + (middle[at] if len(members) > 1 else 0.0))
         bands.append(point[asked, lead, ..., None] + band[at])
     begun = np.logical_or.accumulate(np.isfinite(blocks.load).any(axis=2), axis=0)[blocks.origins - 1]  # (O, S)
     chosen = np.stack(chosen_of, axis=2).reshape(len(asked), series, -1)[:, :, :horizon]
     chosen = np.where(begun[..., None], chosen, np.nan)
     fan = np.stack(bands, axis=2).reshape(len(asked), series, blocks.ahead * steps, -1)[:, :, :horizon]
     quantiles = np.where(begun[..., None, None], np.sort(fan, axis=-1), np.nan)
-    return Forecasts(chosen, quantiles, {name: shares[asked, at].mean(axis=2) for at, name in enumerate(members)})
+    views = shares[asked].mean(axis=3).reshape(len(asked), -1, len(members), series).sum(axis=1)
+    return Forecasts(chosen, quantiles, {name: views[:, at] for at, name in enumerate(members)})
+
+
+def _guesses(blocks: Blocks, first: int, last: int, members: Mapping[str, Member]) -> Array:
+    """(M, E, K, S, N) of the members; near a festival each twice: as the load was, and less what the festival does.
+
+    Which of the two is right about the days that follow it is for the shares to find out.
+    """
+    guesses = guess(blocks, first, last, members)
+    plain = without(blocks, first, last) if len(members) > 1 else None
+    if plain is None:
+        return guesses
+    others = guess(plain.blocks, first, last, members)
+    for lead in range(blocks.ahead):
+        at = slice(first + lead, last + lead + 1)
+        put_back = others[:, :, lead] * plain.times[lead, at] + plain.plus[lead, at]
+        others[:, :, lead] = np.where(plain.felt[at][:, None], put_back, guesses[:, :, lead])
+    return np.concatenate([guesses, others])

@@ -1,10 +1,11 @@
-"""What holidays do to load: taken out of the history before the members see it, and put back into their forecasts.
+"""What long holidays do to load: taken out of the history for the members, and put back into their forecasts.
 
 A holiday looks like a Sunday until it has been seen; a weekend day that is worked (调休) like a working day.  What an
 occurrence differed from that, in shares of the usual day's level, is kept by holiday and day, with the days before and
 after a long one, as far as it stands out from ordinary days; series are pulled to what they have in common, and the
 next occurrence is expected to be as the earlier ones were, whatever its date.  Within a festival the days
 before it tell how this one differs.  A day's effect needs no load of that day, so that lags are clean and honest.
+Whatever does not stand out from how ordinary days scatter is taken for chance.
 """
 
 from dataclasses import dataclass, replace
@@ -68,16 +69,27 @@ def festivals(kind: NDArray[np.int64], holiday: NDArray[np.int64], holiday_day: 
     return found
 
 
-def without(blocks: Blocks, first: int) -> tuple[Blocks, Array, Array]:
-    """The blocks as if there were no holidays, and what forecasts of them are to be multiplied by and then added.
-
-    first: the earliest origin.  Both (K, B, S, N) or broadcast to it.
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """``blocks`` as if there were no festivals, and what forecasts of them are to be multiplied by and then added,
+    each (K, B, S, N) or broadcast to it.  ``felt``: (B, N) where a festival is felt; elsewhere nothing is to be done.
     """
+
+    blocks: Blocks
+    times: Array
+    plus: Array
+    felt: NDArray[np.bool_]
+
+
+def without(blocks: Blocks, first: int, last: int) -> Plain | None:
+    """None where no block that origins `first` … `last` forecast is near a festival."""
     kind = _days(blocks.kind[:, None], blocks.late)[:, 0, 0].astype(np.int64)
     holiday = _days(blocks.holiday[:, None], blocks.late)[:, 0, 0].astype(np.int64)
     told = festivals(kind, holiday, _days(blocks.holiday_day[:, None], blocks.late)[:, 0, 0].astype(np.int64))
-    if (told.occurrence < 0).all():
-        return blocks, np.ones((1, 1, 1, 1)), np.zeros((1, 1, 1, 1))
+    near = np.repeat((told.occurrence >= 0).astype(float)[:, None, None], blocks.steps_per_day, axis=2)
+    felt: NDArray[np.bool_] = np.asarray(_blocks(near, blocks.late, edge=True)[:, 0] > 0)
+    if not felt[first : last + blocks.ahead].any():
+        return None
     load = _days(blocks.load, blocks.late)
     # Shares of what is never near zero; of net load, differences in shares of the level.
     mean = np.abs(blocks.filled[:first]).mean(axis=(0, 2))
@@ -91,14 +103,14 @@ def without(blocks: Blocks, first: int) -> tuple[Blocks, Array, Array]:
     effects = _Effects(load, told, plain, blocks.ahead + (blocks.late > 0), shares[:, 0])
     effects.run()
     took = _blocks(effects.took, blocks.late)
-    clean = np.where(shares, blocks.load * np.exp(-took), blocks.load - took)
+    clean = np.where(shares, blocks.load * np.exp(np.where(shares, -took, 0.0)), blocks.load - took)
     ordinary = np.repeat(np.where(told.occurrence < 0, kind, plain)[:, None, None], blocks.steps_per_day, axis=2)
-    found = replace(
+    plainly = replace(
         blocks, load=clean, filled=fill(clean), kind=_blocks(ordinary, blocks.late, edge=True)[:, 0].astype(np.int64)
     )
     beyond = int(blocks.late > 0)
     puts = np.stack([_blocks(effects.ahead(lead + beyond), blocks.late) for lead in range(blocks.ahead)])
-    return found, np.where(shares, np.exp(puts), 1.0), np.where(shares, 0.0, puts)
+    return Plain(plainly, np.exp(np.where(shares, puts, 0.0)), np.where(shares, 0.0, puts), felt)
 
 
 def _days(values: NDArray[np.generic], late: int) -> Array:
@@ -181,7 +193,11 @@ class _Effects:
     def _expect(self, day: int) -> None:
         usual = np.mean([self._filled[max(day - self._back - WEEK * i, 0)] for i in range(_WEEKS)], axis=0)
         level = self._size(usual)
-        rest = self._alike(day, np.arange(day)[max(0, day - self._back - 28) : day - self._reach + 1]) - usual
+        rest = np.zeros_like(usual)
+        if self._told.off[day] or self._told.worked[day]:
+            lately = np.arange(day)[max(0, day - self._back - 28) : day - self._reach + 1]
+            rest = (self._alike(day, lately) - usual) / np.where(level > 0, level, 1)[:, None]
+            rest = self._shrunk(rest, 2 / _WEEKS) * level[:, None]
         believed, follow = self._believed(day)
         seen = follow is not None
         self._level[day] = level
@@ -194,8 +210,17 @@ class _Effects:
             effect = effect + self._follow[day] * self._surprise[day - 1] * level[:, None]
         self.took[day] = effect
         missed = (self._load[day] - usual - self._expected[day]) / np.where(level > 0, level, 1)[:, None]
-        carried = self._surprise[day - 1] if follows else 0.0
-        self._surprise[day] = np.clip(np.where(self._known[day], missed, carried), -2, 2)
+        carried = self._surprise[day - 1] if follows else np.zeros_like(missed)
+        now = np.clip(np.where(self._known[day], missed, carried), -2, 2)
+        self._surprise[day] = np.where(self._known[day], self._shrunk(now, _DOUBT), now)
+
+    def _shrunk(self, effect: Array, doubt: float) -> Array:
+        """(S, N) as far as it exceeds what ordinary days are away from the usual: of all series, and of each."""
+        common = effect.mean(axis=0)
+        own = effect - common
+        trust = _trust(doubt * self._pooled, np.mean(common**2))
+        trust_own = _trust(doubt * self._own, (own**2).mean(axis=1))
+        return np.asarray(trust * common + trust_own[:, None] * own)
 
     def _alike(self, day: int, among: NDArray[np.int64]) -> Array:
         """(S, N) the ordinary days that a day is like, the latest of `among`."""
