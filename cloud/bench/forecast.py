@@ -23,7 +23,7 @@ import click
 import numpy as np
 
 from cloud.bench.services import BenchError
-from cloud.engines.forecast import MEMBERS, Inputs, forecast, usual_members
+from cloud.engines.forecast import DAYS_AHEAD, MEMBERS, Inputs, forecast, usual_members
 from cloud.forecast.backtest import ENSEMBLE, apart, backtest, peak_mb, score, window
 from cloud.forecast.calendar import days
 from cloud.forecast.panel import PanelError, read_panel
@@ -264,8 +264,8 @@ def synthetic(series: int, seed: int) -> Inputs:
     for k in (1, 2, 3):
         size, phase = rng.uniform(0, 0.5 / k, (series, 1)), rng.uniform(0, 2 * np.pi, (series, 1))
         shape += size * np.cos(k * hour + phase)
-    worked = days(date(2026, 3, 1), count, "CN")
-    free = np.isin(worked.day_kind, (1, 2, 3))
+    worked = days(date(2026, 3, 1), count + DAYS_AHEAD, "CN")
+    free = np.isin(worked.day_kind[:count], (1, 2, 3))
     daily = np.where(free, rng.uniform(0.5, 1.1, (series, 1)), 1) * np.exp(rng.normal(0, 0.08, (series, count)))
     noise = rng.normal(0, 0.1, (series, count * STEPS_PER_DAY))
     for back in (1, 2, 4):

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cloud.engines.forecast import Inputs
+from cloud.engines.forecast import DAYS_AHEAD, Inputs
 from cloud.forecast.calendar import Days, days
 
 Array = NDArray[np.float64]
@@ -66,7 +66,7 @@ class Panel:
     def calendar(self) -> Days:
         first: date = self.start.astype("datetime64[D]").astype(date)
         try:
-            return days(first, self.days, self.country)
+            return days(first, self.days + DAYS_AHEAD, self.country)
         except ValueError as error:
             raise PanelError(f"{self.name}/meta.json: {error}") from error
 

@@ -10,7 +10,7 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
-from cloud.engines.forecast import Inputs
+from cloud.engines.forecast import DAYS_AHEAD, Inputs
 from cloud.engines.forecast.coherence import ROOT
 from cloud.forecast.calendar import HOLIDAY, SATURDAY, SUNDAY, WORKED_WEEKEND, WORKING, days
 from cloud.jobs.calendar import INTERVAL, Calendar
@@ -138,7 +138,7 @@ class Loads:
         load_w[:, : self.length] = self.load_w[:, : self.length]
         kinds = days(
             self.calendar.day(self.start + timedelta(hours=2)),  # the standard day, in summer time as well
-            -(-total // STEPS_PER_DAY),
+            -(-total // STEPS_PER_DAY) + DAYS_AHEAD,
             country,
             _overrides(connection),
         )

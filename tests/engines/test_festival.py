@@ -62,6 +62,19 @@ def test_nothing_after_an_origin_changes_its_forecast_in_a_festival(late: int) -
         np.testing.assert_allclose(got.quantiles[: nth + 1], wanted.quantiles[: nth + 1], rtol=1e-9)
 
 
+def test_a_festival_is_known_before_it_ends() -> None:
+    """As in operation: one origin, the morning before, and a calendar that goes on."""
+    day = SECOND + 1
+    told = made()
+    cut = dataclasses.replace(told, load=told.load[:, : (day + 1) * 24], weather=told.weather[:, : (day + 1) * 24])
+    members = ("naive1", "pooled")
+    alone = forecast(cut, np.array([day * 24]), 24, members=members)
+    among = forecast(told, np.array([day * 24]), 24, members=members)
+    np.testing.assert_allclose(alone.point, among.point, rtol=1e-9)
+    actual = told.load[:, day * 24 : (day + 1) * 24]
+    assert np.abs(alone.point[0] - actual).mean() < 0.1 * actual.mean()
+
+
 def test_far_from_a_festival_load_is_taken_as_it_is() -> None:
     untold, told = (Blocks.cut(made(told=told), np.array([(SECOND + 1) * 24]), 24) for told in (False, True))
     assert without(untold, SECOND - 3, SECOND) is None

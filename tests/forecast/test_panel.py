@@ -19,7 +19,7 @@ def test_a_panel_that_begins_and_ends_within_a_day_is_padded_and_cut(tmp_path: P
     assert found.load.shape == (1, 72)
     assert np.isnan(found.load[0, :5]).all()
     assert found.load[0, 5:].tolist() == list(range(67))
-    assert found.inputs().day_kind.tolist() == [3, 0, 0]  # New Year's Day 2023 was a Sunday, observed on the Monday
+    assert found.inputs().day_kind.tolist()[:3] == [3, 0, 0]  # New Year's Day 2023 was a Sunday, observed on the Monday
 
 
 def test_shifted_ends_earlier(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from cloud.engines.forecast.blocks import Blocks
 from cloud.engines.forecast.ensemble import mix, weigh
 from cloud.engines.forecast.festival import without
-from cloud.engines.forecast.inputs import LEVELS, Array, Forecasts, Inputs
+from cloud.engines.forecast.inputs import DAYS_AHEAD, LEVELS, Array, Forecasts, Inputs
 from cloud.engines.forecast.members import DEFAULT, MEMBERS, THRIFTY, Member, guess, usual_members
 from cloud.engines.forecast.quantiles import offsets
 
 __all__ = [
+    "DAYS_AHEAD",
     "DAYS_MIN",
     "DEFAULT",
     "LEVELS",

@@ -29,6 +29,7 @@ class Blocks:
     kind: NDArray[np.int64]
     holiday: NDArray[np.int64]
     holiday_day: NDArray[np.int64]
+    dates: NDArray[np.int64]  # (3, D) the same three of each calendar day, also of those that follow
     yearday: Array  # (B, N)
     weather: Array  # (B, W, N) gaps filled from earlier days
     weather_lead: NDArray[np.int64]
@@ -61,6 +62,7 @@ class Blocks:
         weekday = (dates.astype(np.int64) + 3) % 7  # 1970-01-01 was a Thursday
         kind = np.where(inputs.day_kind == 1, 5, np.where(inputs.day_kind == 2, 6, weekday))
         kind = np.where(inputs.day_kind == 3, HOLIDAY, np.where(inputs.day_kind == 4, MADE_UP, kind))
+        on_record = np.minimum(np.arange(max(len(dates), count)), len(dates) - 1)  # the last block may end a day later
         yearday = (dates - dates.astype("datetime64[Y]")).astype(float)
         return cls(
             load=np.ascontiguousarray(load),
@@ -68,6 +70,7 @@ class Blocks:
             kind=kind[days],
             holiday=inputs.holiday.astype(np.int64)[days],
             holiday_day=inputs.holiday_day.astype(np.int64)[days],
+            dates=np.stack([kind, inputs.holiday, inputs.holiday_day]).astype(np.int64)[:, on_record],
             yearday=yearday[days],
             weather=fill_forward(weather),
             weather_lead=inputs.weather_lead,

@@ -42,6 +42,9 @@ class Festivals:
     off: NDArray[np.bool_]
     worked: NDArray[np.bool_]  # a weekend day that is worked
 
+    def until(self, day: int) -> "Festivals":
+        return Festivals(self.occurrence[:day], self.holiday[:day], self.day[:day], self.off[:day], self.worked[:day])
+
 
 def festivals(kind: NDArray[np.int64], holiday: NDArray[np.int64], holiday_day: NDArray[np.int64]) -> Festivals:
     """From what the calendar says of D days, each (D,)."""
@@ -83,9 +86,9 @@ class Plain:
 
 def without(blocks: Blocks, first: int, last: int) -> Plain | None:
     """None where no block that origins `first` … `last` forecast is near a festival."""
-    kind = _days(blocks.kind[:, None], blocks.late)[:, 0, 0].astype(np.int64)
-    holiday = _days(blocks.holiday[:, None], blocks.late)[:, 0, 0].astype(np.int64)
-    told = festivals(kind, holiday, _days(blocks.holiday_day[:, None], blocks.late)[:, 0, 0].astype(np.int64))
+    count = len(blocks.load)
+    kind = blocks.dates[0, :count]
+    told = festivals(*blocks.dates).until(count)
     near = np.repeat((told.occurrence >= 0).astype(float)[:, None, None], blocks.steps_per_day, axis=2)
     felt: NDArray[np.bool_] = np.asarray(_blocks(near, blocks.late, edge=True)[:, 0] > 0)
     if not felt[first : last + blocks.ahead].any():

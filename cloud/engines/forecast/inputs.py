@@ -11,12 +11,13 @@ Array = NDArray[np.float64]
 
 LEVELS: Final[tuple[float, ...]] = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 MINUTES_PER_DAY: Final = 1440
+DAYS_AHEAD: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """S series, T steps of history and what follows it; W weather columns; D local days, at least those
-    that the T steps cover.
+    """S series, T steps of history and what follows it; W weather columns; D local days, at least those that the T
+    steps cover; better DAYS_AHEAD more, by which it is known that a festival comes and how long it lasts.
 
     load: (S, T) any unit, NaN where missing or not yet measured.
     start: [m] local standard time of step 0, which is 00:00 of a day (pad with NaN).
