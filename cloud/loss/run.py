@@ -246,7 +246,7 @@ def _technical(
     steps_per_day = max(1, 86_400 // measured.step_s)
     drawn_wh = sides[1].filled.wh
     if not options.fit:
-        flow = technical.area_flow(folder, area_id, *columns)
+        flow = technical.area_flow(folder, area_id, *columns, options.errors.clock_s)
         solved = flow if isinstance(flow, str) else flow.solve(sides[1].filled, supplied_wh, use, steps_per_day)
         if not isinstance(flow, str) and not isinstance(solved, str):
             return _Technical("flow", "", solved, None, flow)
