@@ -27,9 +27,7 @@ class Blocks:
     load: Array
     filled: Array
     kind: NDArray[np.int64]
-    holiday: NDArray[np.int64]
-    holiday_day: NDArray[np.int64]
-    dates: NDArray[np.int64]  # (3, D) the same three of each calendar day, also of those that follow
+    dates: NDArray[np.int64]  # (3, D) kind, holiday and its n-th day of each calendar day, also of those that follow
     yearday: Array  # (B, N)
     weather: Array  # (B, W, N) gaps filled from earlier days
     weather_lead: NDArray[np.int64]
@@ -68,8 +66,6 @@ class Blocks:
             load=np.ascontiguousarray(load),
             filled=fill(load),
             kind=kind[days],
-            holiday=inputs.holiday.astype(np.int64)[days],
-            holiday_day=inputs.holiday_day.astype(np.int64)[days],
             dates=np.stack([kind, inputs.holiday, inputs.holiday_day]).astype(np.int64)[:, on_record],
             yearday=yearday[days],
             weather=fill_forward(weather),
