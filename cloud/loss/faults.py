@@ -29,6 +29,7 @@ INTERMITTENT_DAYS: Final = 0.4
 NIGHT, PEAK = (22, 6), (17, 21)  # hours, local
 
 CUSTOMER_GAIN, SUPPLY_GAIN, CLOCK_S = 0.005, 0.001, 60.0
+VOLTAGE_GAIN, VOLTAGE_NOISE = 0.005, 0.001  # of rated: class 0.5; 0.2 V at 220 V
 MISSING_SHARE, GAP_HOURS, REGISTER_WH = 0.01, 6, 10.0
 
 
@@ -126,3 +127,10 @@ def measure(
         begins = first + int(rng.integers(max(min(week, steps - first) - gap, 1)))
         present[begins : begins + gap] = False
     return imported, exported, present
+
+
+def measure_voltage(rng: np.random.Generator, voltage_v: Array, *, gains: bool = True) -> Array:
+    """What meters show of the true means of intervals (T, M, 3) V: a gain of each phase, noise, one decimal place."""
+    gain = 1 + rng.normal(0, VOLTAGE_GAIN, voltage_v.shape[1:]) * gains
+    noise = rng.normal(0, VOLTAGE_NOISE, voltage_v.shape) * voltage_v.mean(0)
+    return np.asarray(np.round(voltage_v * gain + noise, 1))

@@ -58,6 +58,16 @@ class AreaNetwork:
     load_loss_w: float
     impedance_percent: float
 
+    def first_branches(self) -> tuple[int, ...]:
+        """Nodes that the first branching below the head leads to, where more than one customer is behind them."""
+        children: dict[int, list[int]] = {}
+        for near, far in zip(self.from_node.tolist(), self.to_node.tolist(), strict=True):
+            children.setdefault(near, []).append(far)
+        at = 1
+        while len(children.get(at, ())) == 1:
+            at = children[at][0]
+        return tuple(far for far in children.get(at, ()) if far in children)
+
 
 def draw(rng: np.random.Generator, area: str, phase: npt.NDArray[np.int64], average_w: float) -> AreaNetwork:
     """A network for customers with `phase` (N,) 0..2 or 3 for three-phase, its transformer 28 % loaded on average."""

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,11 @@ class Fault:
 
 @dataclass(slots=True)
 class Area:
-    """An area's truth and its records before noise. recorded_wh: (T, N) Wh; supplied_wh, technical_wh: (T,) Wh."""
+    """An area's truth and its records before noise. recorded_wh: (T, N) Wh; supplied_wh, technical_wh: (T,) Wh.
+
+    check_node: (K,) nodes with a check meter, check_wh: (T, K) Wh through it; voltage_v: (T, 1 + N + K, 3) of head,
+    customers and check meters, empty where nobody asked.
+    """
 
     area_id: str
     network: radial.AreaNetwork
@@ -36,8 +40,11 @@ class Area:
     phase: npt.NDArray[np.int64]
     faults: list[Fault]
     recorded_wh: Array
-    supplied_wh: Array
-    technical_wh: Array
+    supplied_wh: Array = field(default_factory=lambda: np.zeros(0))
+    technical_wh: Array = field(default_factory=lambda: np.zeros(0))
+    check_node: tuple[int, ...] = ()
+    check_wh: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    voltage_v: Array = field(default_factory=lambda: np.zeros((0, 0, 3)))
 
 
 def truth(made: Sequence[Area], start: np.datetime64) -> list[dict[str, Any]]:
@@ -68,7 +75,7 @@ def meter_id(area: Area, customer: int) -> str:
 
 def write(made: Sequence[Area], out: Path, *, seed: int, start: np.datetime64, gains: bool = True) -> None:
     """The folder of FORMAT.md, measured with the meters' noise; `truth.csv` and `truth_areas.csv` beside it."""
-    rng = np.random.default_rng((seed, 1))
+    rng, more = np.random.default_rng((seed, 1)), np.random.default_rng((seed, 2))
     out.mkdir(parents=True, exist_ok=True)
     nodes, lines, transformers, meters, tables = [], [], [], [], []
     time = start.astype("datetime64[us]") + np.arange(len(made[0].supplied_wh)) * np.timedelta64(900_000_000, "us")
@@ -112,6 +119,14 @@ def write(made: Sequence[Area], out: Path, *, seed: int, start: np.datetime64, g
             )
         net = np.concatenate([area.supplied_wh[:, None], area.recorded_wh], axis=1)
         imported, exported, present = faults.measure(rng, net, np.arange(net.shape[1]) == 0, gains=gains)
+        for number, at in enumerate(area.check_node):
+            ids.append(f"{area.area_id}-check{number + 1}")
+            meters.append((ids[-1], n.node_id[at], "check", "abc", 1, 1, 0.2, area.area_id))
+        if area.check_node:
+            every = np.ones(len(area.check_node), dtype=bool)
+            others = faults.measure(more, area.check_wh, every, gains=gains)
+            imported, exported = np.hstack([imported, others[0]]), np.hstack([exported, others[1]])
+            present = np.hstack([present, others[2]])
         meter, step = np.nonzero(present.T)
         columns = {
             "time": pa.array(time[step], pa.timestamp("us", tz="UTC")),
@@ -119,6 +134,8 @@ def write(made: Sequence[Area], out: Path, *, seed: int, start: np.datetime64, g
             "imported_wh": imported[step, meter],
             "exported_wh": exported[step, meter],
         }
+        if area.voltage_v.size:
+            columns |= _voltages(more, area, step, meter, gains=gains)
         tables.append(pa.table(columns))
     _csv(out / "nodes.csv", "node_id,kind,phases,area_id", nodes)
     columns_of_lines = (
@@ -145,6 +162,19 @@ def write(made: Sequence[Area], out: Path, *, seed: int, start: np.datetime64, g
         "area_id,technical_wh,stolen_wh",
         [(a.area_id, round(float(a.technical_wh.sum())), round(m)) for a, m in zip(made, missing, strict=True)],
     )
+
+
+def _voltages(
+    rng: np.random.Generator, area: Area, step: npt.NDArray[np.int64], meter: npt.NDArray[np.int64], *, gains: bool
+) -> dict[str, Array]:
+    """What meters show of the voltages at (R,) steps and meters; a single-phase meter has one only, its first."""
+    shown = faults.measure_voltage(rng, area.voltage_v, gains=gains)
+    phase = np.full(shown.shape[1], 3)
+    phase[1 : 1 + len(area.phase)] = area.phase
+    one = np.flatnonzero(phase < 3)
+    shown[:, one, 0] = shown[:, one, phase[one]]
+    shown[:, one, 1:] = np.nan
+    return {f"voltage_l{i + 1}_v": pa.array(shown[step, meter, i], from_pandas=True) for i in range(3)}
 
 
 def _csv(path: Path, header: str, rows: Iterable[tuple[Any, ...]]) -> None:

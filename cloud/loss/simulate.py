@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from scipy.signal import lfilter
 
-from cloud.loss import faults, profiles, radial, records
+from cloud.loss import faults, profiles, radial, records, truth
 from cloud.loss.profiles import STEPS_OF_DAY, Array
 from cloud.loss.records import Area, Fault
 
@@ -25,69 +26,8 @@ FAULTY_SHARE, CHANGED_SHARE, PV_SHARE = 0.05, 0.15, 0.10
 CHANGE: Final = (-0.6, 0.6)
 START: Final = np.datetime64("2026-03-02", "D")
 TAN_PHI: Final = float(np.tan(np.arccos(0.95)))  # lagging
+ABOVE_SD, ABOVE_DAILY, ABOVE_KEPT = 0.006, 0.01, 0.97  # of rated; what of a step's wandering is left in the next
 THREE_PHASE_SHARE: Final = (0.06, 0.5, 1.0)  # of households, shops, workshops
-
-
-def flow_loss(network: radial.AreaNetwork, node: npt.NDArray[np.int64], power_w: Array, power_var: Array) -> Array:
-    """Losses (T,) W of an area with loads (T, K, 3) W and var at `node` (K,), by power-grid-model."""
-    try:
-        import power_grid_model as pgm
-        from power_grid_model.errors import PowerGridBatchError  # type: ignore[attr-defined]
-    except ImportError as error:
-        raise click.ClickException('the truth needs power-grid-model: pip install "gridloom[bench]"') from error
-
-    lines, loads = len(network.from_node), len(node)
-    table = pgm.initialize_array("input", "node", len(network.node_id))
-    table["id"] = np.arange(len(network.node_id))
-    table["u_rated"] = np.where(np.arange(len(network.node_id)) == 0, network.hv_v, network.lv_v)
-    line = pgm.initialize_array("input", "line", lines)
-    km = network.length_m / 1000
-    line["id"] = 100_000 + np.arange(lines)
-    line["from_node"], line["to_node"] = network.from_node, network.to_node
-    line["from_status"] = line["to_status"] = 1
-    line["r1"], line["x1"] = network.r_ohm_per_km * km, network.x_ohm_per_km * km
-    line["r0"], line["x0"] = network.r0_ohm_per_km * km, network.x0_ohm_per_km * km
-    for name in ("c1", "c0", "tan1", "tan0"):
-        line[name] = 0.0
-    transformer = pgm.initialize_array("input", "transformer", 1)
-    values = {
-        "id": 300_000, "from_node": 0, "to_node": 1, "from_status": 1, "to_status": 1, "u1": network.hv_v,
-        "u2": network.lv_v,
-        "sn": network.rated_kva * 1e3, "uk": network.impedance_percent / 100, "pk": network.load_loss_w,
-        # The folder has no column for a magnetising current.
-        "i0": network.no_load_loss_w / network.rated_kva / 1e3, "p0": network.no_load_loss_w,
-        "winding_from": pgm.WindingType.delta, "winding_to": pgm.WindingType.wye_n, "clock": 11,
-        "tap_side": pgm.BranchSide.from_side, "tap_pos": 0, "tap_min": -1, "tap_max": 1, "tap_nom": 0,
-        "tap_size": network.hv_v / 40,
-    }  # fmt: skip
-    for name, value in values.items():
-        transformer[name] = value
-    source = pgm.initialize_array("input", "source", 1)
-    for name, value in {"id": 400_000, "node": 0, "status": 1, "u_ref": 1.0, "sk": 1e12}.items():
-        source[name] = value
-    load = pgm.initialize_array("input", "asym_load", loads)
-    load["id"], load["node"], load["status"] = 500_000 + np.arange(loads), node, 1
-    load["type"] = pgm.LoadGenType.const_power
-    load["p_specified"] = load["q_specified"] = 0.0
-    model = pgm.PowerGridModel(
-        {"node": table, "line": line, "transformer": transformer, "source": source, "asym_load": load}
-    )
-    update = pgm.initialize_array("update", "asym_load", (len(power_w), loads))
-    update["id"] = load["id"]
-    update["p_specified"], update["q_specified"] = power_w, power_var
-    try:
-        result: Any = model.calculate_power_flow(
-            symmetric=False,
-            update_data={"asym_load": update},
-            calculation_method=pgm.CalculationMethod.iterative_current,
-            output_component_types=[pgm.ComponentType.source],
-            threading=-1,
-        )
-    except PowerGridBatchError as error:
-        raise click.ClickException(
-            f"{network.transformer_id}: no power flow in {len(error.failed_scenarios)} steps: loads too large"
-        ) from error
-    return np.asarray(result["source"]["p"].sum((1, 2)) - power_w.sum((1, 2)))
 
 
 def draw_faults(
@@ -156,11 +96,15 @@ def generate(
     networks: Sequence[radial.AreaNetwork] | None = None,
     given: Array | None = None,
     phase_imbalance: bool = False,
+    check_meters: bool = False,
+    voltages: bool = False,
 ) -> list[Area]:
     """Areas with loads, faults and losses, before the meters' noise.
 
     networks: used in turn instead of drawn ones. given: (T, K) Wh at 15 minutes, perturbed instead of drawn profiles.
     phase_imbalance: three-phase customers load their phases unequally, which no record shows; FORMAT.md has none.
+    check_meters: one on each first branch below the head. voltages: of all meters; the network above moves then, and
+    losses with it. Everything else of a seed stays the same with or without.
     """
     rng = np.random.default_rng(seed)
     if networks:
@@ -192,11 +136,24 @@ def generate(
         area_id = networks[index].node_id[1] if networks else f"area{index + 1}"
         average_w = float(drawn.load_wh.sum() / days / 24)
         network = networks[index] if networks else radial.draw(rng, area_id, phase, average_w)
-        made.append(Area(area_id, network, drawn, phase, mine, drawn.load_wh - drawn.pv_wh, np.zeros(0), np.zeros(0)))
+        made.append(Area(area_id, network, drawn, phase, mine, drawn.load_wh - drawn.pv_wh))
     _spoil(rng, made)
-    for index, area in enumerate(made):
-        area.technical_wh, area.supplied_wh = _supply(rng, made, index)
+    source_pu = above(np.random.default_rng((seed, 3)), days * STEPS_OF_DAY) if voltages else None
+    for area in made:
+        area.check_node = area.network.first_branches() if check_meters else ()
+    guests: list[tuple[Area, Fault, Array]] = []
+    for index in range(len(made)):
+        guests += _supply(rng, made, index, source_pu)
+    for area, fault, seen in guests:
+        area.voltage_v[fault.first_step :, 1 + fault.customer] = seen[fault.first_step :]
     return made
+
+
+def above(rng: np.random.Generator, steps: int) -> Array:
+    """(T,) per unit: the voltage of the network above, that falls with the load of the day and wanders."""
+    hour = np.arange(steps) % STEPS_OF_DAY * 24 / STEPS_OF_DAY
+    wander = lfilter([1.0], [1.0, -ABOVE_KEPT], rng.normal(0, ABOVE_SD * (1 - ABOVE_KEPT**2) ** 0.5, steps))
+    return np.asarray(1.0 - ABOVE_DAILY * np.cos((hour - 15.5) / 12 * np.pi) + wander)
 
 
 def _spoil(rng: np.random.Generator, made: Sequence[Area]) -> None:
@@ -211,44 +168,45 @@ def _spoil(rng: np.random.Generator, made: Sequence[Area]) -> None:
             area.recorded_wh[:, c] = kept - area.drawn.pv_wh[:, c]
 
 
-def _supply(rng: np.random.Generator, made: Sequence[Area], index: int) -> tuple[Array, Array]:
-    """(technical, supplied) (T,) Wh of an area with all that it really feeds."""
+def _supply(
+    rng: np.random.Generator, made: Sequence[Area], index: int, source_pu: Array | None
+) -> list[tuple[Area, Fault, Array]]:
+    """What an area with all that it really feeds is supplied with, loses, and shows its check meters and voltages.
+
+    Returns whoever another area has in its book and this one feeds, with the voltage (T, 3) there.
+    """
     area = made[index]
     steps = len(area.drawn.load_wh)
     here = np.ones((steps, len(area.phase)))
-    nodes, loads, roofs = (
-        [area.network.customer_node],
-        [area.drawn.load_wh[:, :, None] * area.drawn.phase_share],
-        [area.drawn.pv_wh[:, :, None] * area.drawn.phase_share],
-    )
     for fault in area.faults:
         if fault.supplied_from != index:
             here[fault.first_step :, fault.customer] = 0
-    loads[0], roofs[0] = loads[0] * here[:, :, None], roofs[0] * here[:, :, None]
+    drawn = area.drawn
+    nodes, guests = [area.network.customer_node], []
+    loads = [drawn.load_wh[:, :, None] * drawn.phase_share * here[:, :, None]]
+    roofs = [drawn.pv_wh[:, :, None] * drawn.phase_share * here[:, :, None]]
     for other, neighbour in enumerate(made):
         for fault in neighbour.faults:
             if other != index and fault.supplied_from == index:
                 after = (np.arange(steps) >= fault.first_step)[:, None]
+                share = neighbour.drawn.phase_share[:, fault.customer] * after
                 nodes.append(rng.choice(area.network.customer_node, size=1))
-                loads.append(
-                    (
-                        neighbour.drawn.load_wh[:, fault.customer, None]
-                        * neighbour.drawn.phase_share[:, fault.customer]
-                        * after
-                    )[:, None]
-                )
-                roofs.append(
-                    (
-                        neighbour.drawn.pv_wh[:, fault.customer, None]
-                        * neighbour.drawn.phase_share[:, fault.customer]
-                        * after
-                    )[:, None]
-                )
-    node = np.concatenate(nodes)
+                guests.append((neighbour, fault, int(nodes[-1][0])))
+                loads.append((neighbour.drawn.load_wh[:, fault.customer, None] * share)[:, None])
+                roofs.append((neighbour.drawn.pv_wh[:, fault.customer, None] * share)[:, None])
     load, roof = np.concatenate(loads, axis=1), np.concatenate(roofs, axis=1)
     per_hour = 4.0
-    technical = flow_loss(area.network, node, (load - roof) * per_hour, load * (TAN_PHI * per_hour)) / per_hour
-    return technical, technical + (load - roof).sum((1, 2))
+    flow = truth.solve(
+        area.network, np.concatenate(nodes), (load - roof) * per_hour, load * (TAN_PHI * per_hour),
+        source_pu=source_pu, into=area.check_node, voltages=source_pu is not None,
+    )  # fmt: skip
+    area.technical_wh = flow.loss_w / per_hour
+    area.supplied_wh = area.technical_wh + (load - roof).sum((1, 2))
+    area.check_wh = flow.through_w / per_hour
+    if flow.voltage_v is None:
+        return []
+    area.voltage_v = flow.voltage_v[:, [0, *area.network.customer_node, *area.check_node]]
+    return [(neighbour, fault, flow.voltage_v[:, node]) for neighbour, fault, node in guests]
 
 
 def read_profiles(path: Path) -> Array:
@@ -268,6 +226,7 @@ Copy and run:
   gridloom loss simulate --out sim0 --seed 0
   gridloom loss simulate --out sim1 --seed 1 --difficulty easy --size 0.2 --areas 4 --customers 80
   gridloom loss simulate --out honest --seed 7 --faulty-share 0
+  gridloom loss simulate --out checked --check-meters --voltages
   gridloom loss simulate --out mine --network my-network --profiles my-profiles.parquet
 """
 )
@@ -315,6 +274,8 @@ Copy and run:
     show_default=True,
     help="Three-phase customers load their phases unequally, which no record shows.",
 )
+@click.option("--check-meters", is_flag=True, help="A check meter on each first branch below the head.")
+@click.option("--voltages", is_flag=True, help="Voltages of all meters, under a network above that moves.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--start",
@@ -326,8 +287,8 @@ Copy and run:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def simulate(
     out: Path, network: str, profiles_path: Path | None, areas: int, customers: int, days: int, difficulty: str,
-    size: float | None, kinds: tuple[str, ...], faulty_share: float, gains: bool, phase_imbalance: bool, seed: int,
-    start: Any, as_json: bool,
+    size: float | None, kinds: tuple[str, ...], faulty_share: float, gains: bool, phase_imbalance: bool,
+    check_meters: bool, voltages: bool, seed: int, start: Any, as_json: bool,
 ) -> None:  # fmt: skip
     """Make a network with measurements, faults and their truth.
 
@@ -341,7 +302,7 @@ def simulate(
         faulty_share=faulty_share, start=first,
         networks=None if network == "builtin" else radial.read_networks(Path(network)),
         given=read_profiles(profiles_path) if profiles_path else None,
-        phase_imbalance=phase_imbalance,
+        phase_imbalance=phase_imbalance, check_meters=check_meters, voltages=voltages,
     )  # fmt: skip
     records.write(made, out, seed=seed, start=first, gains=gains)
     summary = {
