@@ -1,6 +1,6 @@
 """Voltages of a folder's meters against its registry: who hangs at another transformer or phase than booked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -13,16 +13,21 @@ from cloud.loss.folder import Folder
 
 NAMED_SCORE: Final = 10.0  # as log odds: a meter that hangs elsewhere is worth a visit
 MAJORITY: Final = 2  # of three phases, that follow the same other area
+RECENT_DAYS: Final = 21  # tell where somebody hangs now, and the first ones whether it was always so
+SAME_LEVEL: Final = 1.5  # times the customers' voltage: above it a head meter stands before the transformer
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """Of one meter: the area and phase its voltage follows, by how many standard deviations, in words."""
+    """Of one meter: the area and phase it hangs at ("" as booked), by how many standard deviations, in words, and
+    whether it was so in the first days of the record, too.
+    """
 
     area_id: str
     phase: str
     z: float
     words: str
+    always: bool = False
 
 
 def doubts(folder: Folder) -> dict[str, Doubt]:
@@ -33,11 +38,31 @@ def doubts(folder: Folder) -> dict[str, Doubt]:
     volts = folder.measurements.voltage_v
     if volts is None:
         return {}
+    window = RECENT_DAYS * 86_400 // folder.measurements.step_s
+    now, first = _doubts(folder, volts[-window:]), _doubts(folder, volts[:window])
+    return {
+        name: replace(one, always=name in first and first[name].area_id == one.area_id) for name, one in now.items()
+    }
+
+
+def both(by_voltage: Mapping[str, Doubt], by_sums: Mapping[str, Doubt], book: Mapping[str, str]) -> dict[str, Doubt]:
+    """Doubts of either source; of one meter together, the one of another area than in the book first."""
+    merged = {**by_voltage, **by_sums}
+    for name in by_voltage.keys() & by_sums.keys():
+        first, second = sorted((by_voltage[name], by_sums[name]), key=lambda doubt: doubt.area_id == book.get(name))
+        merged[name] = replace(first, words=f"{first.words}; {second.words}")
+    return merged
+
+
+def _doubts(folder: Folder, volts: NDArray[np.float64]) -> dict[str, Doubt]:
+    """Of some intervals."""
     there: NDArray[np.bool_] = np.asarray(np.isfinite(volts).any(axis=0))  # (M, 3)
     columns: list[tuple[int, int]] = []
     groups: list[tuple[str, str]] = []
+    drawing = [at for at, meter in enumerate(folder.meters.rows) if meter.role != "supply"]
+    usual = np.nanmedian(volts[:, drawing]) if there[drawing].any() else np.inf
     for at, meter in enumerate(folder.meters.rows):
-        if meter.role == "check":
+        if meter.role == "check" or (there[at].any() and np.nanmedian(volts[:, at]) > SAME_LEVEL * usual):
             continue
         if len(meter.phases) == 1:
             measured = np.flatnonzero(there[at])
@@ -65,7 +90,7 @@ def doubts(folder: Folder) -> dict[str, Doubt]:
     return answer
 
 
-def told(suspects: Suspects, customers: Sequence[str], area_id: str, found: dict[str, Doubt]) -> Suspects:
+def told(suspects: Suspects, customers: Sequence[str], area_id: str, found: Mapping[str, Doubt]) -> Suspects:
     """Suspects with what voltages say first: whoever hangs in another area is no thief but in the wrong book."""
     if not any(name in found for name in customers):
         return suspects

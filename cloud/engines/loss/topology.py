@@ -91,7 +91,7 @@ def _fisher(r: Array) -> Array:
 @dataclass(frozen=True, slots=True)
 class Behind:
     """Of M customers and K check meters. share: (M, K) of a record that the check meter sees, about 0 or 1; sd: (M, K);
-    doubted: (M, K) seen though registered elsewhere, or registered there and not seen.
+    doubted: (M, K) seen though registered elsewhere, or registered there and not seen. A thief's share is above 1.
     """
 
     share: Array
@@ -122,7 +122,7 @@ def behind(check_wh: Array, customer_wh: Array, registered: NDArray[np.bool_]) -
             noise = max(float(np.var(target - a @ off)), 1e-9)
         shares[:, k] += off
         sds[:, k] = np.sqrt(noise * np.diag(inverse))
-    wrong = np.abs(shares - registered)
+    wrong = np.where(registered, 1 - shares, shares)
     return Behind(shares, sds, (wrong > BEHIND_SURE * sds) & (wrong > 0.5))
 
 
