@@ -91,11 +91,11 @@ def _regress(blocks: Blocks, first: int, last: int, on: Base, penalties: Sequenc
         else:
             own.append(np.clip(ordinary - np.nan_to_num(base), -bound, bound))
         count, series, steps = load.shape
-        x = np.empty((series, steps, len(own), count), np.float32)
-        for at, column in enumerate(own):
-            x[:, :, at] = column.transpose(1, 2, 0)
+        told = np.empty((series, steps, len(own) + 1, count), np.float32)
+        for at, column in enumerate([*own, y]):
+            told[:, :, at] = column.transpose(1, 2, 0)
         common = np.stack([np.ones_like(shared[0]), *shared])[:, :, 0].transpose(2, 0, 1).astype(np.float32)
-        said = rolling_ridge(x, common, y.transpose(1, 2, 0), first, last, lead, penalties)
+        said = rolling_ridge(told, common, first, last, lead, penalties)
         said = np.clip(said, -bound, bound) + base[first + lead : last + lead + 1]
         found[:, :, lead] = said * scale[:, None]
     return found

@@ -17,7 +17,7 @@ Floats = NDArray[Any]
 
 _SLAB: Final = 192  # regressions at a time: what they need stays in the processor's cache
 _DAYS: Final = 16  # between solutions; more cost more in the factor, fewer in the solutions
-_SERIES_A_DAY: Final = 8
+_MANY: Final = 128  # series, from which on what they have in common is as good as the same for so many days
 _UNKNOWN: Final = 1e6  # days' variance of a row that is not learnt from
 
 
@@ -31,34 +31,32 @@ class Penalty:
 
 
 def rolling_ridge(
-    own: Floats, shared: Floats, target: Floats, first: int, last: int, lead: int, penalties: Sequence[Penalty]
+    told: Floats, shared: Floats, first: int, last: int, lead: int, penalties: Sequence[Penalty]
 ) -> Floats:
     """Forecasts of blocks first + lead … last + lead, that of block o + lead by a fit on the blocks before o.
 
-    own: (S, N, L, B) columns of each series; shared: (N, C, B) those of all; finite, of one float type.  target:
-    (S, N, B); NaN rows are not learnt from, but that shared columns had no effect then.  Returns (penalties,
-    last - first + 1, S, N).
+    told: (S, N, L + 1, B) columns of each series, and its target last; shared: (N, C, B) columns of all; finite and of
+    one float type but for targets that are NaN: these rows are not learnt from, but that shared columns had no effect
+    then (and are 0 in `told` afterwards).  Returns (penalties, last - first + 1, S, N).
     """
-    series, steps, width, _ = own.shape
-    known = np.isfinite(target)
-    y = np.where(known, target, 0.0).astype(own.dtype)
+    series, steps, width, _ = told.shape
+    own, y = told[:, :, :-1], told[:, :, -1]
+    known = np.isfinite(y)
+    whole = bool(known[..., :last].all())
+    np.nan_to_num(y, copy=False)
     # One for all series and steps, as the loads are scaled.
     sizes = _sizes(own[..., :first], shared[..., :first], known[..., :first])
     count = last + 1 - first
-    # What few series have in common moves with each day of them.
-    between = _DAYS if all(each.common is None for each in penalties) else min(max(series // _SERIES_A_DAY, 1), _DAYS)
-    cuts = np.array_split(np.arange(first, last + 1), -(-count // between))
+    cuts = np.array_split(np.arange(first, last + 1), -(-count // _DAYS))
     blocks = [(int(days[0]), int(days[-1]) + 1) for days in cuts]
-    inverses = [_inverses(shared, blocks, each.own * sizes[:-width]) for each in penalties]
-    commons = [_common(own, shared, y, known, first, last, each, sizes) for each in penalties]
-    found = np.empty((len(penalties), count, series, steps), own.dtype)
+    inverses = [_inverses(shared, blocks, each.own * sizes[: 1 - width]) for each in penalties]
+    commons = [_common(told, shared, known, first, last, each, sizes) for each in penalties]
+    found = np.empty((len(penalties), count, series, steps), told.dtype)
     some = max(1, _SLAB // steps)
     for slab in (slice(start, start + some) for start in range(0, series, some)):
-        sure = known[slab]
-        learnt = own[slab] if sure.all() else own[slab] * sure[:, :, None]
-        learnt = np.concatenate([learnt, y[slab, :, None]], axis=2)
-        across = np.zeros((*learnt.shape[:2], shared.shape[1], width + 1), own.dtype)
-        within = np.zeros((*learnt.shape[:2], width, width + 1), own.dtype)
+        learnt = told[slab] if whole else told[slab] * known[slab, :, None]
+        across = np.zeros((*learnt.shape[:2], shared.shape[1], width), told.dtype)
+        within = np.zeros((*learnt.shape[:2], width - 1, width), told.dtype)
         done = 0
         for nth, (start, end) in enumerate(blocks):
             fresh = learnt[..., done:start].swapaxes(2, 3)
@@ -67,10 +65,11 @@ def rolling_ridge(
             done, seen = start, slice(start, end + lead)
             for at, (each, common) in enumerate(zip(penalties, commons, strict=True)):
                 pull = each.own * sizes[:, None]
-                prior = (pull * common[..., start - first : end - first]).astype(own.dtype)
+                prior = (pull * common[..., start - first : end - first]).astype(told.dtype)
                 new = _innovations(
-                    across, within, pull[-width:, 0].astype(own.dtype), prior, inverses[at][nth],
-                    shared[..., seen], own[slab, ..., seen], y[slab, :, seen], sure[..., seen], lead,
+                    across, within, pull[1 - width :, 0].astype(told.dtype), prior, inverses[at][nth],
+                    shared[..., seen], own[slab, ..., seen], y[slab, :, seen], known[slab, :, seen], lead,
+                    exact=series < _MANY,
                 )  # fmt: skip
                 found[at, start - first : end - first, slab] = new.transpose(2, 0, 1)
     return found
@@ -96,13 +95,14 @@ def _inverses(shared: Floats, blocks: Sequence[tuple[int, int]], pull: Floats) -
 
 def _innovations(
     across: Floats, within: Floats, pull: Floats, prior: Floats, inverse: Floats,
-    shared: Floats, own: Floats, told: Floats, known: NDArray[np.bool_], lead: int,
+    shared: Floats, own: Floats, told: Floats, known: NDArray[np.bool_], lead: int, *, exact: bool,
 ) -> Floats:  # fmt: skip
     """Forecasts (S, N, b) of the rows from `lead` on, each by the rows more than `lead` before it and by what was
     before them all: across (S, N, C, L + 1), within (S, N, L, L + 1), the last column of the target.
 
     pull: (L,) of the own columns.  prior: (N, C + L, b) pull times what it pulls to, at each origin.  inverse:
     (N, C, C).  shared: (N, C, lead + b).  own: (S, N, L, lead + b).  told: (S, N, lead + b), and where it is known.
+    exact: else it is left out how far the rows themselves weaken what changes in the prior.
     """
     width, days, some = own.shape[2], told.shape[2], shared.shape[1]
     kind, rows = told.dtype, shared.swapaxes(1, 2)
@@ -118,51 +118,72 @@ def _innovations(
     rest = own.swapaxes(2, 3) - by_shared[..., :-1]
     gain = rest @ np.linalg.inv(system)
     base = by_shared[..., -1] + (gain @ wanted)[..., 0]
-    # The last row of the factor has what is new in each day, so that no further system is to be solved.
-    joint = np.zeros((*told.shape[:2], days + 1, days + 1), kind)
-    joint[..., :-1, :-1] = gain @ rest.swapaxes(2, 3) + rows @ (inverse @ shared)
-    day = np.arange(days)
+    # The last rows of the factor have what is new in each day, so that no further system is to be solved.
+    extra = np.where(known, told - base, 0.0)[..., None, :]
+    drift = prior - prior[..., :1]
+    drifts = bool(drift.any())
+    if drifts:
+        by_drift = inverse @ drift[:, :some]
+        by_own = drift[:, some:] - back @ by_drift
+        if exact:
+            moved = (rows @ by_drift + gain @ by_own).swapaxes(2, 3)  # (S, N, b, lead + b): each row's, by origin
+            extra = np.concatenate([extra, moved], axis=2)
+    size = days + extra.shape[2]
+    joint = np.zeros((*told.shape[:2], size, size), kind)
+    joint[..., :days, :days] = gain @ rest.swapaxes(2, 3) + rows @ (inverse @ shared)
+    day, last = np.arange(days), np.arange(days, size)
     joint[..., day, day] += np.where(known, 1.0, _UNKNOWN).astype(kind)
-    new = np.where(known, told - base, 0.0)
-    joint[..., -1, :-1] = new
-    joint[..., -1, -1] = (new**2).sum(axis=-1) + 1
+    joint[..., days:, :days] = extra
+    joint[..., last, last] = ((extra**2).sum(axis=(2, 3)) + 1)[..., None]
     factor = np.linalg.cholesky(joint)
     earlier = np.tri(days, k=-1 - lead, dtype=kind)[lead:]
-    learnt = (factor[..., lead:-1, :-1] * earlier) @ factor[..., -1, :-1, None]
+    learnt = (factor[..., lead:days, :days] * earlier) @ factor[..., days:, :days].swapaxes(2, 3)
     found: Floats = base[..., lead:] + learnt[..., 0]
-    if prior.any():
-        # What is common changes from day to day as well; how far the days themselves weaken that is left out.
-        drift = prior - prior[..., :1]
-        by_drift = inverse @ drift[:, :some]
+    if drifts and exact:
+        at = np.arange(days - lead)
+        found += moved[..., at, lead + at] - learnt[..., at, 1 + at]
+    elif drifts:
         found += np.einsum("ncb,ncb->nb", shared[..., lead:], by_drift)
-        found += np.einsum("snbl,snlb->snb", gain[..., lead:, :], drift[:, some:] - back @ by_drift)
+        found += np.einsum("snbl,snlb->snb", gain[..., lead:, :], by_own)
     return found
 
 
 def _common(
-    own: Floats, shared: Floats, y: Floats, known: NDArray[np.bool_], first: int, last: int, penalty: Penalty,
-    sizes: Floats,
-) -> Floats:  # fmt: skip
-    """Coefficients (N, C + L, E) that all series have in common at each step, of fits before each origin."""
-    series, steps, alone, _ = own.shape
-    width = len(sizes)
+    told: Floats, shared: Floats, known: NDArray[np.bool_], first: int, last: int, penalty: Penalty, sizes: Floats
+) -> Floats:
+    """Coefficients (N, C + L, E) that all series have in common at each step, of fits before each origin.
+
+    A fit at one step sees the steps of an hour to both sides.
+    """
+    _, steps, alone, _ = told.shape
     if penalty.common is None:
-        return np.zeros((steps, width, last + 1 - first))
-    pull = np.diag(penalty.common * sizes)
-    grams = np.zeros((last + 1 - first, steps, width, width + 1))
-    rows = np.empty((last, width + 1, series), own.dtype)
+        return np.zeros((steps, len(sizes), last + 1 - first))
+    # Products of columns that all series see alike need but the sums over these.
+    some, total = shared.shape[1], np.empty((steps, alone, last))
+    own = np.empty((last + 1 - first, steps, alone - 1, alone))
     for step in range(steps):
-        sure = known[:, step, :last].T[:, None]
-        rows[:, : width - alone] = shared[step, :, :last].T[..., None] * sure
-        rows[:, width - alone : -1] = own[:, step, :, :last].transpose(2, 1, 0) * sure
-        rows[:, -1] = y[:, step, :last].T
-        days = rows[:, :-1] @ rows.swapaxes(1, 2)
-        grams[0, step] = days[:first].sum(axis=0)
-        grams[1:, step] = days[first:]
-    coefficients = np.empty((steps, width, len(grams)))
-    system = np.zeros(grams.shape[1:])
-    for at, gram in enumerate(grams):
-        system += _near(gram)
+        rows = told[:, step, :, :last] * known[:, step, None, :last]
+        total[step] = rows.sum(axis=0)
+        own[0, step] = (rows[:, :-1, :first] @ rows[..., :first].swapaxes(1, 2)).sum(axis=0)
+        late = np.ascontiguousarray(rows[..., first:].transpose(2, 1, 0))
+        own[1:, step] = late[:, :-1] @ late.swapaxes(1, 2)
+    own = _near(own.swapaxes(0, 1)).swapaxes(0, 1)
+    count = known[..., :last].sum(axis=0)
+    hour = max(1, steps // 24)
+    around = (np.arange(steps)[:, None] + np.arange(-hour, hour + 1)) % steps
+    system = np.zeros((steps, len(sizes), len(sizes) + 1))
+    pull = np.diag(penalty.common * sizes)
+    coefficients = np.empty((steps, len(sizes), len(own)))
+    past = shared[..., :first].astype(float)
+    system[:, :some, :some] = _near((past * count[:, None, :first]) @ past.swapaxes(1, 2))
+    system[:, :some, some:] = _near(past @ total[..., :first].swapaxes(1, 2))
+    for at, inner in enumerate(own):
+        if at:
+            rows = shared[..., first + at - 1].astype(float)[around]  # (N, steps around, C)
+            system[:, :some, :some] += (rows * count[around, first + at - 1, None]).swapaxes(1, 2) @ rows
+            system[:, :some, some:] += rows.swapaxes(1, 2) @ total[..., first + at - 1][around]
+        system[:, some:, :some] = system[:, :some, some:-1].swapaxes(1, 2)
+        system[:, some:, some:] += inner
         coefficients[..., at] = np.linalg.solve(system[..., :-1] + pull, system[..., -1:])[..., 0]
     return coefficients
 
