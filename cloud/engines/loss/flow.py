@@ -2,10 +2,11 @@
 
 Constant-power loads, I = conj(S / V), on the linear network of ``pieces``: a fixed point that gains one to two digits
 a step at distribution voltages. Scenarios are the last, contiguous axis and go through in chunks that stay in cache.
-The first steps are in single precision, which is as good there and half the work; the last ones, at least two, in
-double precision, until what is left of a voltage's error, by how fast it shrinks, is below ``TOLERANCE_PU``.
+The first steps are in single precision, which is as good there and half the work; the last ones, most often one or
+two, in double precision, until what is left of a voltage's error, by how fast it shrinks, is below ``TOLERANCE_PU``.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,9 +26,13 @@ STEPS_MAX: Final = 100
 # Scenarios at once: small networks lose by calls when there are fewer, large ones by memory when there are more.
 CHUNK, CHUNK_LEAST, CHUNK_CELLS = 1024, 512, 1 << 18
 _ROUGH_MAX: Final = 12  # steps in single precision
-_NOISE_PU: Final = 2e-6  # below this, more of them would not help
-# An error is not believed to shrink faster in a step: the noise of single precision does, and hides what does not.
-_SHRINKS_TO: Final = 0.1
+_NOISE_PU: Final = 1.5e-7  # what they leave, at least: too much for fewer steps in double precision than
+_EXPECTED_MAX: Final = 3
+# How much of an error a step leaves grows with the load: as measured on the first chunk, and a quarter more, since the
+# loads of others may lie farther out. Not less than this, nor, where it is measured beside noise, than that:
+_FARTHER: Final = 1.25
+_SHRINKS_TO, _SHRINKS_TO_AT_LEAST = 0.02, 0.1
+_MEASURED_PU: Final = 1e-11  # a change that tells
 _NAMED_MAX: Final = 5
 # Where no reactive energy is measured: power factor 0.95 lagging.
 TAN_PHI: Final = float(np.tan(np.arccos(0.95)))
@@ -121,9 +126,8 @@ class _Sweep:
     """Currents and voltages of one chunk in one precision."""
 
     def __init__(self, placed: Placed, size: int, kind: type[np.floating[Any]]) -> None:
-        self.placed = placed
-        ports = len(placed.port_rows)
-        self.active, self.reactive = np.empty((ports, size), kind), np.empty((ports, size), kind)
+        self.placed, self.size = placed, size
+        self.power = np.empty((2, len(placed.port_rows), size), kind)
         self.source = np.empty((2 * len(placed.network.conductors[0]), size), kind)
         self.pieces = placed.pieces
         self.forward = [np.ascontiguousarray(piece.forward, kind) for piece in placed.pieces]
@@ -148,8 +152,8 @@ class _Sweep:
         np.multiply(im, im, out=q)
         np.add(p, q, out=q)
         np.reciprocal(q, out=q)  # one division: they cost as much as several products
-        np.multiply(self.active[piece.ports], q, out=p)
-        np.multiply(self.reactive[piece.ports], q, out=q)
+        np.multiply(self.power[0, piece.ports], q, out=p)
+        np.multiply(self.power[1, piece.ports], q, out=q)
         np.multiply(p, re, out=current_re)
         np.multiply(q, re, out=current_im)
         np.multiply(q, im, out=q)
@@ -177,14 +181,14 @@ class _Sweep:
         given[self.backward[i].shape[1] :] = above
         np.matmul(self.forward[i], given, out=self.voltage[i])
 
-    def change(self) -> Array:
+    def change(self, since: Sequence[Reals]) -> Array:
         """(C,) largest change of a load's voltage in a scenario; NaN where it left the numbers."""
-        most = np.zeros(self.active.shape[1])
-        for piece, now, before in zip(self.pieces, self.voltage, self.before, strict=True):
+        most = np.zeros(self.size)
+        for piece, now, then, work in zip(self.pieces, self.voltage, since, self.before, strict=True):
             rows = 2 * _ports(piece)
-            np.subtract(now[:rows], before[:rows], out=before[:rows])
-            np.maximum(most, before[:rows].max(axis=0, initial=0), out=most)
-            np.maximum(most, -before[:rows].min(axis=0, initial=0), out=most)
+            np.subtract(now[:rows], then[:rows], out=work[:rows])
+            np.maximum(most, work[:rows].max(axis=0, initial=0), out=most)
+            np.maximum(most, -work[:rows].min(axis=0, initial=0), out=most)
         return most
 
 
@@ -193,25 +197,29 @@ def _ports(piece: Piece) -> int:
 
 
 class _Solver:
-    """``rough``: steps in single precision, learnt from chunk to chunk."""
+    """``rough``: steps in single precision;  ``least``: fewer were not enough. Both learnt from chunk to chunk."""
 
     def __init__(self, placed: Placed, size: int) -> None:
-        self.placed, self.size, self.rough = placed, size, 3
+        self.placed, self.size, self.rough, self.least = placed, size, 3, 1
         self._single = _Sweep(placed, size, np.float32)
         self._double = _Sweep(placed, size, np.float64)
+        self._short = False  # the chunk before needed more
         self._drawn_at_source = np.zeros(size)
         width = len(placed.network.conductors[0])
         self._turn = np.exp(-2j / 3 * np.pi * np.arange(3)) if width == 3 else np.ones(1)
         self._unloaded = placed.unloaded @ self._turn
         self._drop = [np.zeros(2 * _ports(piece)) for piece in placed.pieces]
-        self._learnt = False
         self._ones = np.ones(len(placed.port_rows))
+        self._drawn = np.zeros(size)  # W in a scenario
+        self._moved = np.zeros(size)  # the same of every load's size, W and var
+        self._sizes = np.empty_like(self._single.power)
+        self._shrinks: float | None = None  # by how much an error does in a step, by ``_moved``
 
     def load(self, active_w: Reals, reactive_var: Reals, source_pu: Array) -> None:
         placed, fine = self.placed, self._double
         count = len(placed.port_rows)
         share = None if np.all(placed.share == 1) else placed.share
-        for values, target in ((active_w, fine.active), (reactive_var, fine.reactive)):
+        for values, target in zip((active_w, reactive_var), fine.power, strict=True):
             rows = placed.load[:count, 1]
             if values.dtype == target.dtype:
                 np.take(values, rows, axis=0, out=target, mode="clip")
@@ -222,23 +230,22 @@ class _Solver:
             if len(placed.load) > count:
                 port, load = placed.load[count:].T
                 np.add.at(target, port, values[load] * placed.share[count:, None])
+        self._drawn = self._ones @ fine.power[0]
         self._drawn_at_source = active_w[placed.at_source].sum(axis=0)
         width = len(self._turn)
         np.multiply(source_pu, self._turn.real[:, None], out=fine.source[:width])
         np.multiply(source_pu, self._turn.imag[:, None], out=fine.source[width:])
-        for one, two in (
-            (self._single.active, fine.active),
-            (self._single.reactive, fine.reactive),
-            (self._single.source, fine.source),
-        ):
-            one[:] = two
+        self._single.power[:] = fine.power
+        self._single.source[:] = fine.source
+        np.abs(self._single.power, out=self._sizes)
+        self._moved = (self._ones.astype(np.float32) @ self._sizes).sum(axis=0, dtype=float)
         self._start(self._single, source_pu.mean(axis=0))
 
     def _start(self, sweep: _Sweep, source_pu: Array, drops: bool = True) -> None:
         """Voltages without load, less drops in proportion to the power drawn, as the first chunk had them."""
-        drops = drops and self._learnt
-        level = np.vstack([source_pu, self._level()]) if drops else source_pu[None]
-        level = level.astype(sweep.active.dtype)
+        drops = drops and self._shrinks is not None
+        level = np.vstack([source_pu, self._drawn]) if drops else source_pu[None]
+        level = level.astype(sweep.power.dtype)
         for piece, voltage, drop in zip(sweep.pieces, sweep.voltage, self._drop, strict=True):
             unloaded = self._unloaded[piece.ports]
             profile = np.r_[unloaded.real, unloaded.imag][:, None]
@@ -246,73 +253,89 @@ class _Solver:
                 profile = np.hstack([profile, drop[:, None]])
             np.matmul(profile.astype(level.dtype), level, out=voltage[: len(profile)])
 
-    def _level(self) -> Array:
-        """(C,) W drawn in a scenario."""
-        drawn: Array = self._ones @ self._double.active
-        return drawn
-
-    def _learn(self) -> None:
-        """The drop of each port's voltage by the power drawn, by least squares of this chunk."""
-        level, source = self._level(), np.hypot(*self._double.source.reshape(2, -1, self.size)).mean(axis=0)
+    def _learn(self, shrinks: Array) -> None:
+        """Of this chunk: the drop of each port's voltage by the power drawn, by least squares; how an error shrinks."""
+        level, source = self._drawn, np.hypot(*self._double.source.reshape(2, -1, self.size)).mean(axis=0)
         square = level @ level
-        self._learnt = bool(square > 0)
-        for i, piece in enumerate(self._double.pieces) if square > 0 else ():
+        if not square > 0:
+            return
+        for i, piece in enumerate(self._double.pieces):
             unloaded = self._unloaded[piece.ports]
             profile = np.r_[unloaded.real, unloaded.imag]
             self._drop[i] = (self._double.voltage[i][: len(profile)] @ level - profile * (source @ level)) / square
+        heavy = (self._moved > 0) & (self._moved >= self._moved.mean())
+        self._shrinks = _FARTHER * float((shrinks / self._moved).max(initial=0, where=heavy))
 
     def run(self) -> NDArray[np.intp]:
         """Which scenarios of the chunk found no solution."""
         rough, fine = self._single, self._double
         everyone = range(len(fine.pieces))
         with np.errstate(all="ignore"):
-            for i in everyone:
-                rough.currents(i)
             for _ in range(self.rough):
+                for i in everyone:
+                    rough.currents(i)
                 rough.down()
                 for i in everyone:
                     rough.up(i)
-                    rough.currents(i)
-            for now, then in zip(fine.voltage, rough.voltage, strict=True):
-                now[:] = then
-            lost = self._polish()
+            # Single precision is good enough for currents: of their error a voltage sees what its drop is of it.
+            for i in everyone:
+                rough.currents(i)
+                drawn = 2 * _ports(self.placed.pieces[i])
+                fine.given[i][:drawn] = rough.given[i][:drawn]
+            lost = self._polish(rough)
             if len(lost):
                 # Single precision may have led astray what double precision can solve.
                 self._start(fine, np.hypot(*fine.source.reshape(2, -1, self.size)).mean(axis=0), drops=False)
-                lost = self._polish()
-            if not len(lost) and not self._learnt:
-                self._learn()
+                lost = self._polish(None)
         return lost
 
-    def _polish(self) -> NDArray[np.intp]:
+    def _polish(self, rough: _Sweep | None) -> NDArray[np.intp]:
+        """Steps in double precision, the first with the currents of ``rough`` if that is given."""
         fine = self._double
         everyone = range(len(fine.pieces))
-        change, left, shrinks = np.zeros(self.size), 0.0, np.ones(self.size)
+        # The first step has no measure of how errors shrink but that of the first chunk.
+        known = self._shrinks is not None and rough is not None
+        shrinks = np.clip((self._shrinks or 0.0) * self._moved, _SHRINKS_TO, 1.0)
+        expected = _EXPECTED_MAX
+        while (
+            known and expected > 1 and (_NOISE_PU * shrinks ** (expected - 2) * _to_come(shrinks)).max() <= TOLERANCE_PU
+        ):
+            expected -= 1
+        change = rest = np.full(self.size, np.nan)
         for step in range(1, STEPS_MAX + 1):
-            for i in everyone:
-                fine.currents(i)
+            if step > 1 or rough is None:
+                for i in everyone:
+                    fine.currents(i)
             fine.down()
             fine.voltage, fine.before = fine.before, fine.voltage
             for i in everyone:
                 fine.up(i)
-            before, change = change, fine.change()
+            if step < expected and known and shrinks.max() <= _SHRINKS_TO_AT_LEAST:
+                continue  # not good enough yet, and nothing to be measured
+            before, change = change, fine.change(rough.voltage if rough and step == 1 else fine.before)
             if step > 1:
-                np.maximum(change / before, _SHRINKS_TO, out=shrinks, where=before > 0)
-            # Of a series that shrinks by ``shrinks`` a step, what comes after this one.
-            rest = change * shrinks / np.maximum(1 - shrinks, _SHRINKS_TO) if step > 1 else change
+                measured = np.divide(change, before, out=np.zeros(self.size), where=before > _MEASURED_PU)
+                shrinks = np.maximum(measured, _SHRINKS_TO_AT_LEAST)
+            rest = change * _to_come(shrinks)
             worst = rest.max(initial=0.0)
-            if step == 1:
-                # What single precision left, mostly its own noise; and no test of convergence.
-                left = worst
-            elif worst <= TOLERANCE_PU:
-                if step > 2 and left > _NOISE_PU:
-                    self.rough = min(self.rough + step - 2, _ROUGH_MAX)
-                elif step == 2 and worst < TOLERANCE_PU / 1000:
-                    self.rough = max(self.rough - 1, 1)
+            if worst <= TOLERANCE_PU and (known or step > 2):
+                self._settle(step - expected)
+                if not known:
+                    self._learn(measured)
                 return np.zeros(0, np.intp)
             if np.isnan(worst) and np.isnan(change).all():
                 break
         return np.flatnonzero(~(rest <= TOLERANCE_PU))
+
+    def _settle(self, more: int) -> None:
+        """On the next chunk's steps in single precision, this one having needed some more in double than it should."""
+        known = self._shrinks is not None
+        if more > 1 or (more and self._short):
+            self.rough = min(self.rough + max(more - 1, 1), _ROUGH_MAX)
+            self.least = self.rough if known else 1
+        elif known and not more and self.rough > self.least:
+            self.rough -= 1
+        self._short = known and more > 0
 
     def collect(self, sums: Array, voltage: Array | None) -> None:
         """Into ``sums`` (4, C): all losses, transformers' under load, without, and the power drawn from the source."""
@@ -335,8 +358,14 @@ class _Solver:
             voltage[placed.port_rows[piece.ports]] = _magnitude(re_im)
             if len(piece.other_rows):
                 voltage[piece.other_rows] = _magnitude((piece.others @ given).reshape(2, -1, self.size))
-        loss[:] = head - fine.active.sum(axis=0)
+        loss[:] = head - self._drawn
         head += self._drawn_at_source
+
+
+def _to_come(shrinks: Array) -> Array:
+    """Of a series that shrinks by ``shrinks`` a step: what comes after a step, by that step."""
+    result: Array = shrinks / np.maximum(1 - shrinks, 0.1)
+    return result
 
 
 def _magnitude(re_im: Array) -> Array:
