@@ -1,6 +1,7 @@
 """One area in a picture for a report: where its energy went, who explains the rest, and where they are."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -20,7 +21,11 @@ Array = NDArray[np.float64]
 FILES: Final = ("losses_day", "suspects", "voltages", "nodes", "customers_day")
 GREEN: Final = "#2e8b57"
 AMBER: Final = "#d98e04"
-_MARKED_MAX: Final = 5  # suspects on the map
+_MARKED_MAX: Final = 6  # suspects on the map
+_RING: Final = 6.5  # points around a suspect's node
+_GAPS: Final = np.array([9.0, 20.0, 32.0, 46.0, 64.0, 86.0, 112.0])  # points between a node and its label
+_CROWDED: Final = 28.0  # points between rings: nearer ones all get a line
+_ALONG: Final = 12  # points of a wire that a label should not cover
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ def draw(found: Found, label: Label) -> "Figure":
     axes: Any = figure.subplot_mosaic(
         [["fall", "rest"], ["map", "map"]], height_ratios=[1, 1.25], width_ratios=[1, 1.6]
     )
-    figure.suptitle(label(f"台区 {found.area_id} 线损分析", "line loss"), fontweight="bold", x=0.01, ha="left")
+    figure.suptitle(f"{found.area_id} {label('台区线损分析', 'line loss')}", fontweight="bold", x=0.01, ha="left")
     _waterfall(axes["fall"], found, label)
     _rest(axes["rest"], found, label)
     _map(axes["map"], found, label, figure)
@@ -105,17 +110,19 @@ def _waterfall(axes: "Axes", found: Found, label: Label) -> None:
 def _rest(axes: "Axes", found: Found, label: Label) -> None:
     time = found.losses_day["time"].cast(pa.timestamp("us")).to_numpy()
     rest, low, high = (_column(found.losses_day, f"unexplained{part}_wh") / 1000 for part in ("", "_lo", "_hi"))
-    axes.fill_between(time, low, high, color=RED, alpha=0.18, lw=0, label=label("80 % 区间", "interval"))
+    axes.fill_between(time, low, high, color=RED, alpha=0.18, lw=0, label=f"80 % {label('区间', 'interval')}")
     axes.plot(time, rest, color=RED, lw=1.3, label=label("不明损失", "unexplained"))
     axes.axhline(0, color=FAINT, lw=0.8)
     axes.set_ylabel(label("kWh/日", "kWh a day"))
-    axes.set_title(label("不明损失与首位嫌疑户", "what is left, and the first suspect's record"))
     axes.tick_params(axis="x", rotation=25)
-    if found.suspects.num_rows:
-        first = found.suspects.slice(0, 1).to_pylist()[0]
+    first: dict[str, Any] = found.suspects.slice(0, 1).to_pylist()[0] if found.suspects.num_rows else {"named": False}
+    if not first["named"]:
+        axes.set_title(label("不明损失", "what is left"))
+    else:
+        axes.set_title(label("不明损失与首位嫌疑户", "what is left, and the first suspect's record"))
         own = found.customers_day.filter(pc.equal(found.customers_day["meter_id"], first["meter_id"]))
         axes.plot(time, _column(own, "wh") / 1000, color=BLUE, lw=1.1, label=first["meter_id"])
-        if first["named"] and first["since"] is not None:
+        if first["since"] is not None:
             since = np.datetime64(first["since"].replace(tzinfo=None), "us")
             axes.axvline(cast(float, since), color=INK, ls="--", lw=0.9)  # dates are fine; matplotlib's types say float
             axes.annotate(
@@ -167,10 +174,12 @@ def _map(axes: "Axes", found: Found, label: Label, figure: "Figure") -> None:
     located = all(row["x"] is not None and row["y"] is not None for row in rows)
     drawn_as = layout({row["node_id"]: row["parent_id"] for row in rows})
     where = {row["node_id"]: (row["x"], row["y"]) for row in rows} if located else drawn_as
+    bends: list[Array] = []
     for row in rows:
         if row["parent_id"] is not None:
             (x0, y0), (x1, y1) = where[row["parent_id"]], where[row["node_id"]]
             bend = ([x0, x1], [y0, y1]) if located else ([x0, x0, x1], [y0, y1, y1])
+            bends.append(np.column_stack(bend))
             axes.plot(*bend, color=FAINT, lw=0.8, zorder=1)
     lowest: dict[str, float] = {}
     for node, volts in zip(
@@ -180,6 +189,7 @@ def _map(axes: "Axes", found: Found, label: Label, figure: "Figure") -> None:
     # Nodes of the low-voltage side share a scale; a 10 kV node would swallow it.
     usual = float(np.median(list(lowest.values())))
     names = [row["node_id"] for row in rows if 0.5 * usual < lowest.get(row["node_id"], 0.0) < 2 * usual]
+    axes.margins(x=0.08)  # room for labels at the far ends
     dots = axes.scatter(
         [where[n][0] for n in names], [where[n][1] for n in names], c=[lowest[n] for n in names], s=22,
         cmap="viridis", zorder=2,
@@ -189,12 +199,52 @@ def _map(axes: "Axes", found: Found, label: Label, figure: "Figure") -> None:
         zip(found.customers_day["meter_id"].to_pylist(), found.customers_day["node_id"].to_pylist(), strict=True)
     )
     marked = [row for row in found.suspects.to_pylist() if row["named"]][:_MARKED_MAX]
-    for row in marked:
-        x, y = where[node_of[row["meter_id"]]]
-        axes.scatter([x], [y], s=130, facecolors="none", edgecolors=RED, linewidths=1.6, zorder=3)
-        axes.annotate(
-            f"{row['rank']}. {row['meter_id']}\n{row['kind']}", (x, y), xytext=(8, 0), textcoords="offset points",
-            fontsize=7.5, color=RED, va="center", zorder=4,
-        )  # fmt: skip
+    rings = np.array([where[node_of[row["meter_id"]]] for row in marked], np.float64).reshape(-1, 2)
+    axes.scatter(rings[:, 0], rings[:, 1], s=130, facecolors="none", edgecolors=RED, linewidths=1.6, zorder=3)
     if not marked:
         axes.text(0, 0, label("无嫌疑户", "nobody is named"), transform=axes.transAxes, color=FAINT)
+    names = [f"{row['rank']}. {row['meter_id']}\n{row['kind']}" for row in marked]
+    _labels(axes, figure, rings, names, np.array(list(where.values()), np.float64), bends)
+
+
+def _labels(axes: "Axes", figure: "Figure", rings: Array, names: list[str], nodes: Array, bends: list[Array]) -> None:
+    """Names (K,) beside rings (K, 2), clear of each other and, as far as there is room, of nodes (N, 2) and wires.
+
+    Each takes the best place around its ring, the most crowded first; a thin line leads to one further off.
+    """
+    figure.draw_without_rendering()  # places are known only once everything is laid out
+    points = figure.dpi / 72
+    at, dots = (axes.transData.transform(where) / points for where in (rings, nodes))
+    wires = [axes.transData.transform(bend) / points for bend in bends]
+    along = np.linspace(0, 1, _ALONG)[:, None]
+    strokes = np.concatenate([a + along * (b - a) for wire in wires for a, b in pairwise(wire)] or [np.zeros((0, 2))])
+    frame = axes.get_window_extent()
+    low, high = np.array([[frame.x0, frame.y0], [frame.x1, frame.y1]]) / points
+    angle = np.arange(0, 2 * np.pi, np.pi / 12)
+    around = np.column_stack([np.cos(angle), np.sin(angle)])
+    taken = np.column_stack([at - _RING, at + _RING])  # (B, 4): left, bottom, right, top
+    apart = np.hypot(*(at[:, None] - at[None]).transpose(2, 0, 1))
+    for k in np.argsort(np.sort(apart, axis=1)[:, :3].sum(axis=1)).tolist():
+        text = axes.annotate(
+            names[k], (rings[k, 0], rings[k, 1]), xytext=(0, 0), textcoords="offset points", fontsize=7.5, color=RED,
+            ha="center", va="center", zorder=5,
+        )  # fmt: skip
+        extent = text.get_window_extent()
+        half = np.array([extent.width, extent.height]) / points / 2 + 1
+        beside = 1 / np.max(np.abs(around) / half, axis=1)  # from a text's middle to its edge
+        middle = (at[k] + around * (beside[:, None] + _GAPS[:, None, None])).reshape(-1, 2)
+        box = np.column_stack([middle - half, middle + half])
+        shared = np.minimum(box[:, None, 2:], taken[:, 2:]) - np.maximum(box[:, None, :2], taken[:, :2])
+        covered = [(np.abs(some - middle[:, None]) < half + 2).all(axis=2).sum(axis=1) for some in (dots, strokes)]
+        outside = (np.maximum(low - box[:, :2], 0) + np.maximum(box[:, 2:] - high, 0)).sum(axis=1)
+        far = np.repeat(_GAPS - _GAPS[0], len(around))
+        cost = 10 * np.clip(shared, 0, None).prod(axis=2).sum(axis=1) + 15 * covered[0] + 4 * covered[1]
+        best = int((cost + 100 * outside + far + 4 * (around[:, 0] < 0.5)[np.arange(len(far)) % len(around)]).argmin())
+        taken = np.vstack([taken, box[best]])
+        move = middle[best] - at[k]
+        text.set_position((move[0], move[1]))
+        if far[best] or (apart[k] < _CROWDED).sum() > 1:
+            edge = at[k] + move / np.hypot(*move) * _RING
+            end = np.clip(at[k], box[best, :2], box[best, 2:])
+            line = axes.transData.inverted().transform(np.stack([edge, end]) * points)
+            axes.plot(*line.T, color=RED, lw=0.6, zorder=4, scalex=False, scaley=False)
