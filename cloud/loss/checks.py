@@ -135,12 +135,17 @@ def split(folder: Folder, areas: Sequence[Booked], by_voltage: Mapping[str, Doub
             seen = Behind(seen.share[:, good], seen.sd[:, good], seen.doubted[:, good])
         kept.append(checks)
         mended = checks.registered ^ seen.doubted
+        unseen = seen.doubted.any(axis=1) & ~mended.any(axis=1)
+        if unseen.any():
+            # Whom the head sees stands before the check meters, whom it does not elsewhere.
+            everybody = np.ones((len(area.customers), 1), np.bool_)
+            head = behind(area.balance.supplied_wh[recent, None], area.balance.customer_wh[recent], everybody)
+            unseen &= head.doubted[:, 0]
+            strangers += [(number, who) for who in np.flatnonzero(unseen).tolist()]
         for who in range(len(area.customers)):
-            home[number, who] = number, _nearest(checks, mended[who])
+            home[number, who] = number, _nearest(checks, (checks.registered if unseen[who] else mended)[who])
         for who in np.flatnonzero(seen.doubted.any(axis=1)).tolist():
             doubts[area.customers[who]] = _doubt(folder, area, checks, seen, mended, who)
-            if not mended[who].any():
-                strangers.append((number, who))
     for number, who in strangers:
         record = areas[number].balance.customer_wh[:, [who]]
         for other, checks in enumerate(kept):
@@ -148,10 +153,10 @@ def split(folder: Folder, areas: Sequence[Booked], by_voltage: Mapping[str, Doub
                 continue
             theirs = np.hstack([areas[other].balance.customer_wh, record])
             registered = np.vstack([checks.registered, np.zeros((1, len(checks.position)), np.bool_)])
-            seen = behind(checks.wh[recent], theirs, registered)
+            seen = behind(checks.wh[recent], theirs[recent], registered)
             if seen.doubted[-1].any():
                 k = _nearest(checks, seen.doubted[-1])
-                always = bool(behind(checks.wh[first], theirs, registered).doubted[-1, k])
+                always = bool(behind(checks.wh[first], theirs[first], registered).doubted[-1, k])
                 name = areas[number].customers[who]
                 doubts[name] = _abroad(folder, doubts[name], checks, seen, areas[other].area_id, k, always=always)
                 if always:
