@@ -179,9 +179,6 @@ def dtu(out):
         number = path.stem[-2:]
         bus = pd.read_csv(path)
         line = pd.read_csv(path.with_name(f"line_{number}.csv"))
-        if len(line) != len(bus):
-            print(f"dtu-{number}: {len(line) - len(bus)} more branches than a tree has, left out")
-            continue
         station = pd.read_csv(path.with_name(f"mvlv_substation{number}.csv")).set_index(["hv_bus", "lv_bus"])
         kv = {int(b): v for b, v in zip(bus.BUS_I, bus.BASE_kV, strict=True)} | {int(number): 10.0}
         loads = pd.read_csv(path.parent / "load_and_gen_type" / f"load_{number}.csv")

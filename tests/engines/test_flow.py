@@ -83,7 +83,6 @@ def test_scenarios_without_a_solution_are_named(network: Network) -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([*LINES, Line("b", "c", 10, 1, 1)], "closes a loop"),
         ([*LINES, Line("x", "y", 10, 1, 1)], "1 of 6 branches are not reached from hv, line x - y among them"),
         ([*LINES, Line("c", "e", 0, 1, 1)], "line c - e: it has no impedance"),
         ([*LINES, Line("c", "e", 10, 0, 0)], "line c - e: it has no impedance"),

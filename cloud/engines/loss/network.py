@@ -1,4 +1,6 @@
-"""A radial network as the power flow needs it: nodes ordered from the source, and an admittance for each branch.
+"""A network as the power flow needs it: nodes ordered from the source, and an admittance for each branch.
+
+Branches are a tree, and chords that close its few loops.
 
 Per unit on 1 VA: three-phase totals and line-to-line volts in the single-line model, values of one phase and
 phase-to-neutral volts in the three-phase model.
@@ -21,6 +23,7 @@ ZERO_SEQUENCE_OF_LINES: Final = 4.0
 # Zero-sequence over short-circuit impedance. With a star on the high side that cannot carry zero sequence (Yyn), its
 # flux closes outside a three-limb core; about ten times, measured values differ.
 ZERO_SEQUENCE_OF_YYN: Final = 10.0
+_SAME_LEVEL: Final = 1.2  # rated voltages of 380 and 400 V are one level
 
 
 class NetworkError(ValueError):
@@ -78,6 +81,7 @@ class Branch:
 class Network:
     """N nodes, a parent always before its children, the source first; ``branches[i]`` feeds node i + 1.
 
+    ``chords``: branches that close loops, from the node that comes first.
     ``conductors[i]``: of node i: "1" in the single-line model, else among a, b, c and n (a neutral not at earth).
     ``rated_v``: line to line.  ``earthing``: (node, pu admittance) between neutral and earth.
     """
@@ -90,6 +94,7 @@ class Network:
     branches: tuple[Branch, ...]
     earthing: Mapping[int, float]
     three_phase: bool
+    chords: tuple[Branch, ...] = ()
 
     @property
     def source_v(self) -> float:
@@ -103,11 +108,21 @@ class _Tree:
     rated_v: list[float] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     branches: list[Line | Transformer] = field(default_factory=list)
+    chords: list[Line | Transformer] = field(default_factory=list)
 
     def add(self, name: str, rated_v: float) -> None:
         self.node[name] = len(self.nodes)
         self.nodes.append(name)
         self.rated_v.append(rated_v)
+
+    def ends(self, branch: Line | Transformer) -> tuple[int, int]:
+        """The node that comes first, and the other."""
+        match branch:
+            case Line():
+                one, two = self.node[branch.from_node], self.node[branch.to_node]
+            case Transformer():
+                one, two = self.node[branch.hv_node], self.node[branch.lv_node]
+        return min(one, two), max(one, two)
 
 
 def compile_network(
@@ -119,41 +134,42 @@ def compile_network(
     earthing_ohm: Mapping[str, float] | None = None,
     source_v: float | None = None,
 ) -> Network:
-    """The tree that hangs from ``source``.
+    """What hangs from ``source``: a tree, and what closes its loops.
 
     earthing_ohm: of neutrals with a wire of their own; 0 is solid. The neutral of the source and the star points of
     transformers are earthed solidly unless given here.
     source_v: rated volts at the source, line to line, where no transformer tells.
-    Raises NetworkError when the branches are not one tree, or a part has no usable impedance, voltage or phase.
+    Raises NetworkError when a branch is not reached, or a part has no usable impedance, voltage or phase.
     """
     every: list[Line | Transformer] = [*lines, *transformers]
     for each in every:
         _check(each)
     tree = _grow(source, lines, transformers, source_v)
-    if not three_phase:
-        blocks = tuple(_single_line(tree, i) for i in range(len(tree.branches)))
-        return _network(source, tree, ("1",) * len(tree.nodes), blocks, {}, three_phase)
-    earthing = {name: ohm for name, ohm in (earthing_ohm or {}).items() if name in tree.node}
-    conductors = _conductors(tree, earthing)
-    blocks = tuple(_three_phase(tree, conductors, i) for i in range(len(tree.branches)))
-    shunts = {
-        tree.node[name]: tree.rated_v[tree.node[name]] ** 2 / 3 / ohm
-        for name, ohm in earthing.items()
-        if ohm > 0 and "n" in conductors[tree.node[name]]
-    }
-    return _network(source, tree, tuple(conductors), blocks, shunts, three_phase)
-
-
-def _network(
-    source: str,
-    tree: _Tree,
-    conductors: tuple[str, ...],
-    branches: tuple[Branch, ...],
-    earthing: dict[int, float],
-    three_phase: bool,
-) -> Network:
+    every = [*tree.branches, *tree.chords]
+    shunts: dict[int, float] = {}
+    if three_phase:
+        earthing = {name: ohm for name, ohm in (earthing_ohm or {}).items() if name in tree.node}
+        conductors = _conductors(tree, earthing)
+        blocks = [_three_phase(tree, conductors, branch) for branch in every]
+        shunts = {
+            tree.node[name]: tree.rated_v[tree.node[name]] ** 2 / 3 / ohm
+            for name, ohm in earthing.items()
+            if ohm > 0 and "n" in conductors[tree.node[name]]
+        }
+    else:
+        conductors = ["1"] * len(tree.nodes)
+        blocks = [_single_line(tree, branch) for branch in every]
+    count = len(tree.branches)
     return Network(
-        source, tuple(tree.nodes), tree.node, tuple(tree.rated_v), conductors, branches, earthing, three_phase
+        source,
+        tuple(tree.nodes),
+        tree.node,
+        tuple(tree.rated_v),
+        tuple(conductors),
+        tuple(blocks[:count]),
+        shunts,
+        three_phase,
+        tuple(blocks[count:]),
     )
 
 
@@ -199,40 +215,61 @@ def _check(branch: Line | Transformer) -> None:
 
 
 def _grow(source: str, lines: Sequence[Line], transformers: Sequence[Transformer], source_v: float | None) -> _Tree:
-    edges: dict[str, list[tuple[str, Line | Transformer]]] = {}
-    for line in lines:
-        edges.setdefault(line.from_node, []).append((line.to_node, line))
-        edges.setdefault(line.to_node, []).append((line.from_node, line))
-    for transformer in transformers:
-        edges.setdefault(transformer.hv_node, []).append((transformer.lv_node, transformer))
-        edges.setdefault(transformer.lv_node, []).append((transformer.hv_node, transformer))
+    every: list[Line | Transformer] = [*lines, *transformers]
+    edges: dict[str, list[tuple[str, int]]] = {}
+    for number, each in enumerate(every):
+        one, two = (each.from_node, each.to_node) if isinstance(each, Line) else (each.hv_node, each.lv_node)
+        edges.setdefault(one, []).append((two, number))
+        edges.setdefault(two, []).append((one, number))
     tree = _Tree()
     tree.add(source, source_v or _source_volts(source, transformers))
-    came_by: list[Line | Transformer | None] = [None]
+    hours = [0]  # by which a node's voltages lag behind the source's
+    taken: set[int] = set()
     for at, name in enumerate(tree.nodes):  # breadth first: grows while it is walked
-        for other, branch in edges.get(name, ()):
-            if branch is came_by[at]:
+        for other, number in edges.get(name, ()):
+            if number in taken:
                 continue
-            if other in tree.node:
-                raise NetworkError(f"{name} - {other} closes a loop; a radial network is expected")
+            taken.add(number)
+            branch = every[number]
             match branch:
                 case Line():
-                    rated_v = tree.rated_v[at]
+                    rated_v, lag = tree.rated_v[at], 0
+                case Transformer() if name == branch.hv_node:
+                    rated_v, lag = branch.lv_v, _clock(branch)
                 case Transformer():
-                    rated_v = branch.lv_v if name == branch.hv_node else branch.hv_v
-            tree.add(other, rated_v)
-            tree.parents.append(at)
-            tree.branches.append(branch)
-            came_by.append(branch)
-    count = len(lines) + len(transformers)
-    if count != len(tree.branches):
-        every: list[Line | Transformer] = [*lines, *transformers]
-        island = next(b for b in every if not any(b is reached for reached in tree.branches))
+                    rated_v, lag = branch.hv_v, -_clock(branch)
+            if other not in tree.node:
+                tree.add(other, rated_v)
+                tree.parents.append(at)
+                tree.branches.append(branch)
+                hours.append((hours[at] + lag) % 12)
+                continue
+            there = tree.node[other]
+            if there == at:
+                raise NetworkError(f"{_name(branch)}: it begins and ends at one node; correct it, or leave it out")
+            volts = (rated_v, tree.rated_v[there])
+            if max(volts) > _SAME_LEVEL * min(volts):
+                raise NetworkError(
+                    f"{_name(branch)} closes a loop between {volts[0]:g} and {volts[1]:g} V; correct its ends"
+                )
+            if (hours[at] + lag) % 12 != hours[there]:
+                raise NetworkError(
+                    f"{_name(branch)} closes a loop of transformers whose vector groups do not agree; "
+                    "correct a vector group, or leave out a branch that is open"
+                )
+            tree.chords.append(branch)
+    islands = [branch for number, branch in enumerate(every) if number not in taken]
+    if islands:
         raise NetworkError(
-            f"{count - len(tree.branches)} of {count} branches are not reached from {source}, "
-            f"{_name(island)} among them"
+            f"{len(islands)} of {len(every)} branches are not reached from {source}, {_name(islands[0])} among them"
         )
     return tree
+
+
+def _clock(transformer: Transformer) -> int:
+    """Hours of lag from the high to the low side."""
+    found = re.search(r"\d{1,2}$", transformer.vector_group)
+    return int(found[0]) if found else 0
 
 
 def _source_volts(source: str, transformers: Sequence[Transformer]) -> float:
@@ -248,10 +285,8 @@ def _source_volts(source: str, transformers: Sequence[Transformer]) -> float:
     return voltages.pop() if voltages else 400.0
 
 
-def _transformer_pu(tree: _Tree, at: int) -> tuple[complex, float]:
+def _transformer_pu(tree: _Tree, branch: Transformer) -> tuple[complex, float]:
     """Series admittance seen from the low side, and the ratio of turns over that of the voltages around it."""
-    branch = tree.branches[at]
-    assert isinstance(branch, Transformer)
     rated_va = branch.rated_kva * 1000
     z, r = branch.impedance_percent / 100, branch.load_loss_w / rated_va
     hv_base, lv_base = (tree.rated_v[tree.node[name]] for name in (branch.hv_node, branch.lv_node))
@@ -259,32 +294,31 @@ def _transformer_pu(tree: _Tree, at: int) -> tuple[complex, float]:
     return rated_va / complex(r, sqrt(z * z - r * r)) * (lv_base / branch.lv_v) ** 2, ratio
 
 
-def _oriented(tree: _Tree, at: int, series: Complex, no_load: Complex, hv_first: int) -> Branch:
+def _oriented(tree: _Tree, branch: Line | Transformer, series: Complex, no_load: Complex, hv_first: int) -> Branch:
     """``series`` and ``no_load`` have the ``hv_first`` conductors of the high side first; put the parent's first."""
-    branch = tree.branches[at]
-    if isinstance(branch, Transformer) and tree.nodes[tree.parents[at]] == branch.lv_node:
+    parent, child = tree.ends(branch)
+    if isinstance(branch, Transformer) and tree.nodes[parent] == branch.lv_node:
         turn = np.r_[hv_first : len(series), 0:hv_first]
         series, no_load = series[np.ix_(turn, turn)], no_load[np.ix_(turn, turn)]
-    return Branch(tree.parents[at], at + 1, isinstance(branch, Transformer), series, no_load)
+    return Branch(parent, child, isinstance(branch, Transformer), series, no_load)
 
 
-def _single_line(tree: _Tree, at: int) -> Branch:
-    branch = tree.branches[at]
+def _single_line(tree: _Tree, branch: Line | Transformer) -> Branch:
     match branch:
         case Line():
             z = complex(branch.r_ohm_per_km, branch.x_ohm_per_km) * branch.length_m / 1000
-            y, ratio, half = tree.rated_v[tree.parents[at]] ** 2 / z, 1.0, 0.0
+            y, ratio, half = tree.rated_v[tree.ends(branch)[0]] ** 2 / z, 1.0, 0.0
         case Transformer():
-            y, ratio = _transformer_pu(tree, at)
+            y, ratio = _transformer_pu(tree, branch)
             half = branch.no_load_loss_w / 2  # on each side (π model)
     series = y * np.array([[1 / ratio**2, -1 / ratio], [-1 / ratio, 1]])
-    return _oriented(tree, at, series, np.diag([half / ratio**2, half]).astype(complex), 1)
+    return _oriented(tree, branch, series, np.diag([half / ratio**2, half]).astype(complex), 1)
 
 
 def _conductors(tree: _Tree, earthing: Mapping[str, float]) -> list[str]:
     """Which wires each node has. A neutral at earth is no unknown and not among them."""
     fourth: set[str] = set()
-    for each in tree.branches:
+    for each in (*tree.branches, *tree.chords):
         if isinstance(each, Line) and each.r_neutral_ohm_per_km is not None:
             fourth |= {each.from_node, each.to_node}
     conductors: list[str] = []
@@ -302,12 +336,20 @@ def _conductors(tree: _Tree, earthing: Mapping[str, float]) -> list[str]:
         # The neutral of the source is what voltages are measured against.
         floating = at > 0 and name in fourth and earthing.get(name, solid) != 0
         conductors.append("".join(sorted(phases)) + ("n" if floating else ""))
+    for chord in tree.chords:
+        for at in tree.ends(chord):
+            absent = set(chord.phases if isinstance(chord, Line) else PHASES) - set(conductors[at])
+            if absent:
+                raise NetworkError(
+                    f"{_name(chord)} closes a loop: phase {min(absent)} does not come to {tree.nodes[at]}"
+                )
+            if isinstance(chord, Line) and "n" in conductors[at] and chord.r_neutral_ohm_per_km is None:
+                raise NetworkError(f"{_name(chord)}: {tree.nodes[at]} has a neutral, it has none; give its r and x")
     return conductors
 
 
-def _three_phase(tree: _Tree, conductors: list[str], at: int) -> Branch:
-    parent, child = tree.parents[at], at + 1
-    branch = tree.branches[at]
+def _three_phase(tree: _Tree, conductors: list[str], branch: Line | Transformer) -> Branch:
+    parent, child = tree.ends(branch)
     match branch:
         case Line():
             wires, z = _line_ohm(branch)
@@ -319,8 +361,8 @@ def _three_phase(tree: _Tree, conductors: list[str], at: int) -> Branch:
             )
         case Transformer():
             hv, lv = (conductors[tree.node[name]] for name in (branch.hv_node, branch.lv_node))
-            series, no_load = _three_phase_transformer(tree, at, hv, lv)
-            return _oriented(tree, at, series, no_load, len(hv))
+            series, no_load = _three_phase_transformer(tree, branch, hv, lv)
+            return _oriented(tree, branch, series, no_load, len(hv))
 
 
 def _pick(wires: str, conductors: str) -> NDArray[np.float64]:
@@ -343,10 +385,8 @@ def _line_ohm(line: Line) -> tuple[str, Complex]:
     return "".join(sorted(line.phases)), np.full((count, count), mutual) + np.diag([own - mutual] * count)
 
 
-def _three_phase_transformer(tree: _Tree, at: int, hv: str, lv: str) -> tuple[Complex, Complex]:
+def _three_phase_transformer(tree: _Tree, branch: Transformer, hv: str, lv: str) -> tuple[Complex, Complex]:
     """Three windings on each side; the vector group says how each side's are joined, the clock which phases face."""
-    branch = tree.branches[at]
-    assert isinstance(branch, Transformer)
     found = re.fullmatch(r"(D|YN|Y)yn(\d{1,2})", branch.vector_group)
     if not found or int(found[2]) > 11 or (found[1] == "D") != bool(int(found[2]) % 2):
         raise NetworkError(
@@ -368,7 +408,7 @@ def _three_phase_transformer(tree: _Tree, at: int, hv: str, lv: str) -> tuple[Co
     if "n" in lv:
         low[:, lv.index("n")] -= 1
 
-    y, ratio = _transformer_pu(tree, at)
+    y, ratio = _transformer_pu(tree, branch)
     y /= 3  # per unit of one phase
     ratio_0 = branch.zero_sequence_ratio or (ZERO_SEQUENCE_OF_YYN if joined == "Y" else 1.0)
     zero = np.full((3, 3), 1 / 3)

@@ -1,9 +1,10 @@
-"""Loads on a radial network, cut into pieces small enough for a processor's caches.
+"""Loads on a network, cut into pieces small enough for a processor's caches.
 
 The currents of a network with constant-power loads follow from the loads' voltages, and these, linearly, from the
 currents: V = w V0 - Z I. For a tree, Z need not be multiplied as a whole. It is cut into pieces, each hanging from one
 node of the piece before it; a piece is a small dense matrix, and to what comes before, it is one current at that node
-(Norton's equivalent, so that shunts, earthing and transformers of any vector group are exact).
+(Norton's equivalent, so that shunts, earthing and transformers of any vector group are exact). A loop is within one
+piece, but for the node where it leaves the tree's trunk.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.engines.loss.network import PHASES, Network, NetworkError
+from cloud.engines.loss.network import PHASES, Branch, Network, NetworkError
 
 Array = NDArray[np.float64]
 Complex = NDArray[np.complex128]
@@ -21,6 +22,7 @@ Index = NDArray[np.intp]
 
 PORTS_MAX: Final = 16  # of a piece: measured, flat between 12 and 24
 CONDUCTORS_MAX: Final = 300  # so that compiling a long feeder inverts no large matrix
+LOOP_MAX: Final = 2000  # conductors of loops that touch: some seconds to invert
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,21 +126,27 @@ def _cut(network: Network, ports: dict[tuple[int, str], list[tuple[int, float]]]
     for at, _ in ports:
         drawn[at] += 1
     wires = np.array([len(wires) for wires in network.conductors])
+    loop = _loops(network)
     heads = {}  # node that begins a piece, or goes with another that hangs from the same node: that one
     for at in reversed(range(count)):
         kept = [child for child in children[at] if child not in heads]
-        kept.sort(key=lambda child: (drawn[child], wires[child]))
+        units: dict[int, list[int]] = {}  # what may be cut off: a child, or the two ends of a loop
+        for child in kept:
+            if loop[child] < 0 or loop[child] != loop[at]:
+                units.setdefault(child if loop[child] < 0 else count + loop[child], []).append(child)
+        whole = sorted(units.values(), key=lambda unit: (drawn[unit].sum(), wires[unit].sum()))
         groups: list[list[int]] = []
-        while kept and (
+        while whole and (
             at == 0 or drawn[at] + drawn[kept].sum() > PORTS_MAX or wires[at] + wires[kept].sum() > CONDUCTORS_MAX
         ):
-            child = kept.pop()
+            unit = whole.pop()
+            kept = [child for child in kept if child not in unit]
             for group in groups:
-                if drawn[[*group, child]].sum() <= PORTS_MAX and wires[[*group, child]].sum() <= CONDUCTORS_MAX:
-                    group.append(child)
+                if drawn[[*group, *unit]].sum() <= PORTS_MAX and wires[[*group, *unit]].sum() <= CONDUCTORS_MAX:
+                    group += unit
                     break
             else:
-                groups.append([child])
+                groups.append([*unit])
         for group in groups:
             heads.update(dict.fromkeys(group, group[0]))
         drawn[at] += drawn[kept].sum() + (len(network.conductors[at]) if groups else 0)
@@ -157,6 +165,29 @@ def _cut(network: Network, ports: dict[tuple[int, str], list[tuple[int, float]]]
         piece_of[branch.child] = piece
         members[piece][1].append(branch.child)
     return members
+
+
+def _loops(network: Network) -> Index:
+    """(N,) which loop a node is on, -1 none. Loops with a common branch are one; that they hang from is not on it."""
+    parent = [-1, *(branch.parent for branch in network.branches)]
+    loop = np.full(len(network.nodes), -1)
+    for number, chord in enumerate(network.chords):
+        nodes, ends = [], [chord.parent, chord.child]
+        while ends[0] != ends[1]:
+            later = ends.index(max(ends))  # a parent comes before its children
+            nodes.append(ends[later])
+            ends[later] = parent[ends[later]]
+        met = np.unique(loop[nodes])
+        loop[nodes] = number
+        loop[np.isin(loop, met[met >= 0])] = number
+        size = sum(len(network.conductors[at]) for at in np.flatnonzero(loop == number))
+        if size > LOOP_MAX:
+            first, last = network.nodes[chord.parent], network.nodes[chord.child]
+            raise NetworkError(
+                f"{first} - {last}: loops of {size} conductors that touch are more than can be computed ({LOOP_MAX}); "
+                "leave out branches that are open"
+            )
+    return loop
 
 
 class _Builder:
@@ -183,6 +214,9 @@ class _Builder:
             slots.append(list(hung))
         norton = {at: np.zeros((len(wires[at]),) * 2, complex) for at, _ in members}
         pieces: list[Piece] = []
+        chords: dict[int, list[Branch]] = {}
+        for chord in self._network.chords:
+            chords.setdefault(max(piece_of[chord.parent], piece_of[chord.child]), []).append(chord)
         reached: set[int] = set()
         for i in reversed(range(len(members))):
             entry, nodes = members[i]
@@ -193,7 +227,7 @@ class _Builder:
                 rows = slice(start, start + 2 * len(wires[entry]))
             else:
                 rows = slice(0, 2 * len(wires[entry]))
-            piece = self._piece(entry, nodes, order[slices[i]], slots[i], norton)
+            piece = self._piece(entry, nodes, order[slices[i]], slots[i], norton, chords.get(i, ()))
             pieces.append(replace(piece, ports=slices[i], above=above, rows=rows, first=entry not in reached))
             reached.add(entry)
         return tuple(reversed(pieces)), order
@@ -205,6 +239,7 @@ class _Builder:
         ports: list[tuple[int, str]],
         slots: list[int],
         norton: dict[int, Complex],
+        chords: Sequence[Branch],
     ) -> Piece:
         network = self._network
         wires = network.conductors
@@ -214,12 +249,12 @@ class _Builder:
         inner = whole - e
         y = np.zeros((whole, whole), complex)
         transformers = []
-        for node in nodes:
-            branch = network.branches[node - 1]
+        for branch in (*(network.branches[node - 1] for node in nodes), *chords):
             ends = [at[n, w] for n in (branch.parent, branch.child) for w in wires[n]]
             y[np.ix_(ends, ends)] += branch.series + branch.no_load
             if branch.transformer:
                 transformers.append((branch, ends))
+        for node in nodes:
             if node in network.earthing:
                 y[at[node, "n"], at[node, "n"]] += network.earthing[node]
         for node in slots:
