@@ -32,6 +32,7 @@ _EXPECTED_MAX: Final = 3
 # loads of others may lie farther out. Not less than this, nor, where it is measured beside noise, than that:
 _FARTHER: Final = 1.25
 _SHRINKS_TO, _SHRINKS_TO_AT_LEAST = 0.02, 0.1
+_SHRINKS_MEASURED: Final = 0.15  # more than that is worth to be measured on each chunk
 _MEASURED_PU: Final = 1e-11  # a change that tells
 _NAMED_MAX: Final = 5
 # Where no reactive energy is measured: power factor 0.95 lagging.
@@ -310,11 +311,12 @@ class _Solver:
             fine.voltage, fine.before = fine.before, fine.voltage
             for i in everyone:
                 fine.up(i)
-            if step < expected and known and shrinks.max() <= _SHRINKS_TO_AT_LEAST:
+            if step < expected and known and shrinks.max() <= _SHRINKS_MEASURED:
                 continue  # not good enough yet, and nothing to be measured
             before, change = change, fine.change(rough.voltage if rough and step == 1 else fine.before)
             if step > 1:
-                measured = np.divide(change, before, out=np.zeros(self.size), where=before > _MEASURED_PU)
+                measured = shrinks.copy() if known else np.zeros(self.size)
+                np.divide(change, before, out=measured, where=before > _MEASURED_PU)
                 shrinks = np.maximum(measured, _SHRINKS_TO_AT_LEAST)
             rest = change * _to_come(shrinks)
             worst = rest.max(initial=0.0)
