@@ -47,7 +47,7 @@ def measure(
     records.write(made, path, seed=seed, start=simulate.START, gains=gains)
     read = folder.read(path)
     days = run.calendar(read.measurements.time, read.measurements.step_s, options.zone)
-    for truth, area in zip(made, run.balance_areas(read, options, days), strict=True):
+    for truth, area in zip(made, run.run(read, options), strict=True):
         assert area.technical_wh is not None
         missing = truth.supplied_wh - truth.technical_wh - truth.recorded_wh.sum(axis=1)
         since = min((fault.first_step for fault in truth.faults), default=0)

@@ -10,9 +10,10 @@ import psycopg
 from numpy.typing import NDArray
 
 from cloud.engines.intervals import MISSING
-from cloud.engines.loss.balance import gain_sd
-from cloud.engines.loss.flow import technical_loss as flow_loss
+from cloud.engines.loss import technical as engine
+from cloud.engines.loss.balance import Errors, Filled, gain_sd
 from cloud.engines.loss.network import Line, Network, NetworkError, Transformer, compile_network
+from cloud.engines.loss.pieces import place
 from cloud.jobs.columns import INTERVAL_H, from_mark, read_columns, to_float, to_mark
 from protocols.uplink import to_us
 
@@ -22,7 +23,6 @@ Mask = NDArray[np.bool_]
 
 HEAD_V_SPAN: Final = timedelta(days=7)
 DRAWING: Final = ("customer", "generation")
-_SHARE: Final = (-0.5, 1.0)  # of the records, drawn beside them: more is no theft but a wrong head meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,24 +152,24 @@ def source_pu(network: Network | str, head_v: float | None) -> float:
 def technical_loss(
     network: Network,
     nodes: Sequence[str],
-    drawn_wh: Array,
-    drawn_varh: Array,
+    drawn: Filled,
+    varh: Array,
     supplied_wh: Array,
+    use: Mask,
     source_pu: Array | float,
 ) -> Array:
-    """(T,) Wh by power flow, solved twice: what was drawn beside the records heats the wires as well.
+    """(T,) Wh by power flow; where not ``use``, of the network without load.
 
-    nodes: (M,) of the customers.  drawn_wh, drawn_varh: (T, M).  supplied_wh: (T,), NaN where not measured.
-    What the first flow leaves unexplained is put on top of every customer's import; the rest has the loss that it
-    causes in it already, and losses grow with the square. Raises NoSolutionError, KeyError for an unknown node.
+    nodes: (M,) of the customers.  drawn: (T, M) net.  varh: (T, M), NaN where not measured.  supplied_wh: (T,).
+    Raises NoSolutionError, NetworkError for an unknown node.
     """
-    column = np.array([network.node[node] for node in nodes], np.intp)
-    first = flow_loss(network, column, drawn_wh, drawn_varh, INTERVAL_H, source_pu)
-    rest = supplied_wh - drawn_wh.sum(axis=1) - first
-    imported = np.maximum(drawn_wh, 0).sum(axis=1) + 2 * first
-    share = np.clip(np.nan_to_num(rest) / np.maximum(imported, 1.0), *_SHARE)[:, None]
-    scale = np.where(drawn_wh > 0, 1 + share, 1.0)
-    return flow_loss(network, column, drawn_wh * scale, drawn_varh * scale, INTERVAL_H, source_pu)
+    here = use[:, None]
+    known = Filled(np.where(here, np.nan_to_num(drawn.wh), 0.0), drawn.sd_wh, drawn.filled, drawn.spread)
+    found = engine.technical_loss(
+        place(network, nodes), known, supplied_wh, use, steps_per_day=round(24 / INTERVAL_H),
+        varh=np.where(here, varh, 0.0), source_pu=source_pu, clock_s=Errors().clock_s,
+    )  # fmt: skip
+    return found.wh
 
 
 def _load_network(connection: Connection, area_id: str) -> Network | str:

@@ -226,13 +226,16 @@ def _technical(
     due = np.zeros(len(record.wh), bool)
     for number, span in enumerate(spans):
         due[span] = aligned[number] & (number not in why)
+    drawn = record.meters(slice(None), which).filled
     while due.any() and nodes:
         try:
-            wh, varh = record.wh[due][:, which], record.varh[due][:, which]
-            technical_wh[due] = technical_loss(area.network, nodes, wh, varh, supplied_wh[due], source_pu[due])
+            found = technical_loss(
+                area.network, nodes, drawn, record.varh[:, which], supplied_wh, due, source_pu
+            )
+            technical_wh = np.where(due, found, np.nan)
             break
         except NoSolutionError as error:
-            failed = np.flatnonzero(due)[error.scenarios]
+            failed = error.scenarios
             for number, span in enumerate(spans):
                 if ((failed >= span.start) & (failed < span.stop)).any():
                     why[number], due[span] = f"power flow: {error}", False

@@ -19,7 +19,7 @@ import psycopg
 from numpy.typing import NDArray
 
 from cloud.engines.loss import balance
-from cloud.engines.loss.balance import Limits
+from cloud.engines.loss.balance import Filled, Limits
 from cloud.engines.loss.flow import NoSolutionError
 from cloud.engines.loss.localise import AreaBalance, Suspects, localise
 from cloud.jobs.areas import (
@@ -252,7 +252,12 @@ def _load(connection: Connection, calendar: Calendar, area: Area, first: date, t
             supplied_wh=supplied_wh,
             customer_wh=_by_point(drawn_wh, column_of, len(point_id)),
             technical_wh=_technical(
-                area, [point.node_id for point in columns], drawn_wh, varh[:, customer], supplied_wh
+                area,
+                [point.node_id for point in columns],
+                Filled(drawn_wh, drawn_sd, missing[:, customer], drawn.spread),
+                varh[:, customer],
+                supplied_wh,
+                use,
             ),
             customer_sd_wh=_by_point(drawn_sd, column_of, len(point_id)),
             step_s=INTERVAL_S,
@@ -283,14 +288,14 @@ def _by_point(values: Array, column_of: NDArray[np.intp], count: int) -> Array:
 
 
 def _technical(
-    area: Area, nodes: Sequence[str], drawn_wh: Array, drawn_varh: Array, supplied_wh: Array
+    area: Area, nodes: Sequence[str], drawn: Filled, varh: Array, supplied_wh: Array, use: Mask
 ) -> Array | None:
     """(T,) by power flow; None where the network does not tell: the engine then fits it."""
     if isinstance(area.network, str) or any(node not in area.network.node for node in nodes):
         return None
     pu = source_pu(area.network, area.head_v)
     try:
-        return technical_loss(area.network, nodes, drawn_wh, drawn_varh, supplied_wh, pu)
+        return technical_loss(area.network, nodes, drawn, varh, supplied_wh, use, pu)
     except NoSolutionError:
         return None
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from cloud import pictures
 from cloud.engines.loss.balance import STATES, Balance, Errors, Limits
 from cloud.loss import run as engine
-from cloud.loss import scores
+from cloud.loss import scores, tables
 from cloud.loss.folder import Folder, FolderError, read
 from cloud.loss.plot import draw, load
 from cloud.loss.run import AreaRun, Options
@@ -109,9 +109,9 @@ def run(
     try:
         folder = read(network)
         faults = scores.read_truth(truth) if truth else None
-        with progress(len(folder.areas) + 1) as begin:
+        with progress(len(folder.areas) + 2) as begin:
             areas = engine.run(folder, options, begin)
-        engine.write(areas, folder, options, out)
+        tables.write(areas, folder, options, out)
     except FolderError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
@@ -148,6 +148,7 @@ def _document(area: AreaRun) -> dict[str, object]:
         "state": STATES[whole.state[0]],
         "reason": str(whole.reason[0]),
         "voltage_violations": None if volts is None else _violations(volts),
+        "doubts": dict(area.doubts),
         "named": [] if area.suspects is None else [
             {
                 "meter_id": area.customers[at],
@@ -194,6 +195,10 @@ def _print(areas: list[AreaRun], folder: Folder, scored: scores.Scores | None) -
     for area in areas:
         if area.whole.reason[0]:
             console.print(f"{area.area_id}: {area.whole.reason[0]}", markup=False, soft_wrap=True)
+    if wrong := [(area.area_id, name, words) for area in areas for name, words in area.doubts.items()]:
+        console.print(f"\nWhere meters hang, before anybody is suspected ({len(wrong)} unlike the registry):")
+        for area_id, name, words in wrong[:_VISITS_MAX]:
+            console.print(f"  {area_id} {name}: {words}", markup=False, soft_wrap=True)
     visits = [(area, at) for area in areas for at in _named(area)]
     visits.sort(key=lambda visit: -float(visit[0].suspects.score[visit[1]]) if visit[0].suspects else 0.0)
     if visits:

@@ -1,24 +1,21 @@
-"""Where the energy of a folder's areas went: balance, technical loss, suspects and voltages, written as parquet."""
+"""Where the energy of a folder's areas went: balance, technical loss, suspects and voltages."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
-from pathlib import Path
 from typing import Final
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cloud.engines.loss import balance
-from cloud.engines.loss.balance import STATES, Balance, Errors, Filled, Limits, Meters
+from cloud.engines.loss.balance import Balance, Errors, Filled, Limits, Meters
 from cloud.engines.loss.fitted import PastError, fit_technical
-from cloud.engines.loss.gaps import settle
-from cloud.engines.loss.localise import AreaBalance, Suspects, localise
-from cloud.loss import technical
-from cloud.loss.connections import doubts, told
+from cloud.engines.loss.gaps import Settled, settle
+from cloud.engines.loss.localise import AreaBalance, Suspects
+from cloud.loss import checks, technical
 from cloud.loss.folder import Folder, Meter
 from cloud.loss.technical import AreaFlow
 
@@ -56,7 +53,7 @@ class AreaRun:
     ``how``: flow | fitted | none.  ``use``: (T,) aligned intervals.  ``supplied_wh``: (T,) net at the head, NaN where
     it was not measured.  ``drawn``: (T, M) net.  ``technical_wh``: (T,) or None.  ``over``: balance of any
     windows (T,).  ``rest_wh``, ``rest_sd_wh``: unexplained of the whole record, with the intervals that are not
-    aligned.
+    aligned.  ``doubts``: where a meter hangs otherwise than booked, in words.
     """
 
     area_id: str
@@ -65,7 +62,6 @@ class AreaRun:
     why: str
     use: NDArray[np.bool_]
     supplied_wh: Array
-    head_gain: float
     drawn: Filled
     technical_wh: Array | None
     intervals: Balance
@@ -78,6 +74,7 @@ class AreaRun:
     voltages: pa.Table | None
     tree: pa.Table | None
     suspects: Suspects | None = None
+    doubts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,23 +115,29 @@ def _utc(day: date, zone: ZoneInfo) -> str:
 def run(folder: Folder, options: Options, progress: Progress = lambda line: None) -> list[AreaRun]:
     """The answer for each area of a folder, in the order of its meters.csv."""
     days = calendar(folder.measurements.time, folder.measurements.step_s, options.zone)
-    runs = list(balance_areas(folder, options, days, progress))
-    whole_days = int((np.bincount(days.day) * folder.measurements.step_s >= _DAY_S).sum())
-    known = [area for area in runs if area.use.any() and whole_days >= _LOCALISE_DAYS]
-    progress(f"customers of {len(known)} areas")
-    found = localise([_for_localise(area, folder, days) for area in known]) if known else []
-    moved = doubts(folder)
-    by_area = {a.area_id: told(one, a.customers, a.area_id, moved) for a, one in zip(known, found, strict=True)}
-    return [replace(area, suspects=by_area.get(area.area_id)) for area in runs]
-
-
-def balance_areas(
-    folder: Folder, options: Options, days: Calendar, progress: Progress = lambda line: None
-) -> Iterator[AreaRun]:
-    """Each area's answer but for who explains it."""
+    areas = []
     for number, area_id in enumerate(folder.areas, 1):
         progress(f"area {number} of {len(folder.areas)}: {area_id}")
-        yield _area(folder, area_id, options, days)
+        areas.append(_prepare(folder, area_id, options, days))
+    whole_days = int((np.bincount(days.day) * folder.measurements.step_s >= _DAY_S).sum())
+    known = [area for area in areas if area.use.any() and whole_days >= _LOCALISE_DAYS]
+    progress(f"customers of {len(known)} areas")
+    booked = [checks.Booked(area.area_id, area.customers, _for_localise(area, folder, days)) for area in known]
+    found, doubts = checks.suspects(folder, booked, options.errors.clock_s) if booked else ([], {})
+    by_area = {area.area_id: one for area, one in zip(known, found, strict=True)}
+    of_area = {meter.meter_id: meter.area_id for meter in folder.meters.rows}
+    progress(f"balance of {len(areas)} areas")
+    return [
+        _answer(
+            _again(area, by_area.get(area.area_id), folder, options),
+            folder,
+            options,
+            days,
+            by_area.get(area.area_id),
+            {name: words for name, words in doubts.items() if of_area[name] == area.area_id},
+        )
+        for area in areas
+    ]
 
 
 def limits_of(folder: Folder, name: str, options: Options) -> Limits:
@@ -149,24 +152,6 @@ def limits_of(folder: Folder, name: str, options: Options) -> Limits:
     )
 
 
-def _for_localise(area: AreaRun, folder: Folder, days: Calendar) -> AreaBalance:
-    meters = {meter.meter_id: meter for meter in folder.meters.rows}
-    mine = [meters[name] for name in area.customers]
-    three_phase = np.array([len(meter.phases) == 3 for meter in mine])
-    return AreaBalance(
-        supplied_wh=np.where(area.use, area.supplied_wh, np.nan),
-        customer_wh=area.drawn.wh,
-        technical_wh=area.technical_wh,
-        customer_sd_wh=area.drawn.sd_wh,
-        step_s=folder.measurements.step_s,
-        first_step_of_day=days.first_step_of_day,
-        supply_gain_sd=area.head_gain,
-        customer_gain_sd=float(np.mean([balance.gain_sd(meter.accuracy_class, supply=False) for meter in mine])),
-        three_phase=None if three_phase.all() else three_phase,  # all: what an unknown one says
-        ct_ratio=np.array([meter.ct_ratio for meter in mine]),
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Technical:
     """``sd_wh``: of its sum over windows, None when it is a share of it.  ``flow`` only where it came from one."""
@@ -176,20 +161,39 @@ class _Technical:
     wh: Array | None = None
     sd_wh: Callable[[Index], Array] | None = None
     flow: AreaFlow | None = None
+    voltage_pu: Array | None = None
 
 
-def _area(folder: Folder, area_id: str, options: Options, days: Calendar) -> AreaRun:
+@dataclass(frozen=True, slots=True)
+class _Area:
+    """What is known of an area before anybody is suspected. ``drawing``: rows of the folder's meters, M.
+
+    ``settled``: gaps as the head knows them, None without a technical loss.  ``never``: why there is no balance.
+    """
+
+    area_id: str
+    drawing: tuple[int, ...]
+    customers: tuple[str, ...]
+    head: Meters
+    drawn: Meters
+    fed_in: Array
+    supplied_wh: Array
+    use: NDArray[np.bool_]
+    never: str
+    found: _Technical
+    settled: Settled | None
+
+
+def _prepare(folder: Folder, area_id: str, options: Options, days: Calendar) -> _Area:
     rows = folder.meters.rows
     heads = [i for i, m in enumerate(rows) if m.area_id == area_id and m.role == "supply"]
     drawing = [i for i, m in enumerate(rows) if m.area_id == area_id and m.role in ("customer", "generation")]
-    measured = folder.measurements
-    steps, steps_per_day = len(measured.time), max(1, 86_400 // measured.step_s)
+    steps_per_day = _steps_per_day(folder)
     head, _ = _meters(folder, heads, steps_per_day)
     drawn, fed_in = _meters(folder, drawing, steps_per_day)
     use = balance.aligned_steps(head, drawn, options.limits.filled_share_max)
     use &= bool(heads) and bool(drawing)
     supplied_wh = np.where(head.filled.filled.any(axis=1), np.nan, head.filled.wh.sum(axis=1))
-    found = _Technical("none", "")
     never = _never(rows, heads, drawing, head, drawn, area_id)
     if use.any() and (ratio := _secondary(rows, heads, head, drawn, fed_in, use)):
         never = (
@@ -197,37 +201,106 @@ def _area(folder: Folder, area_id: str, options: Options, days: Calendar) -> Are
             f"its energies by its ct_ratio x pt_ratio of {ratio:g}, or correct the ratio"
         )
         use &= False
+    found = _Technical("none", "")
     if use.any():
         found = _technical(folder, area_id, (heads, drawing), (head, drawn), supplied_wh, use, options, days)
     settled = None
     if found.wh is not None:
         settled = settle(supplied_wh, drawn.filled, found.wh, use, steps_per_day)
-        drawn = Meters(settled.drawn, drawn.gain)
+    names = tuple(rows[i].meter_id for i in drawing)
+    return _Area(area_id, tuple(drawing), names, head, drawn, fed_in, supplied_wh, use, never, found, settled)
+
+
+def _again(area: _Area, suspects: Suspects | None, folder: Folder, options: Options) -> _Area:
+    """The technical loss with what suspects take drawn where they are; the voltages of the same flow.
+
+    A theft at the end of a feeder costs more in the wires than the same spread over the area.
+    """
+    if area.found.flow is None:
+        return area
+    steps_per_day = _steps_per_day(folder)
+    drawn = area.drawn.filled
+    beside_wh = np.zeros_like(drawn.wh)
+    if suspects and suspects.unrecorded_wh:
+        who = np.array(list(suspects.unrecorded_wh))
+        told = np.column_stack(list(suspects.unrecorded_wh.values()))
+        # A record's gap does not tell what was taken in it.
+        measured = area.use[:, None] & ~drawn.filled[:, who]
+        beside_wh[:, who] = balance.fill(np.where(measured, told, np.nan), steps_per_day).wh
+    solved = area.found.flow.solve(
+        drawn, area.supplied_wh, area.use, steps_per_day=steps_per_day, clock_s=options.errors.clock_s,
+        beside_wh=beside_wh, voltages=True,
+    )  # fmt: skip
+    if isinstance(solved, str):  # a suspect who would take more than the wires carry is none
+        return area
+    whole = Filled(drawn.wh + beside_wh, drawn.sd_wh, drawn.filled, drawn.spread)
+    settled = settle(area.supplied_wh, whole, solved.wh, area.use, steps_per_day)
+    settled = replace(
+        settled,
+        rest_wh=settled.rest_wh + beside_wh.sum(axis=1),
+        drawn=replace(settled.drawn, wh=settled.drawn.wh - beside_wh),
+    )
+    found = replace(area.found, wh=solved.wh, voltage_pu=solved.voltage_pu)
+    return replace(area, found=found, settled=settled)
+
+
+def _answer(
+    area: _Area,
+    folder: Folder,
+    options: Options,
+    days: Calendar,
+    suspects: Suspects | None,
+    doubts: Mapping[str, str],
+) -> AreaRun:
+    found, settled = area.found, area.settled
+    drawn = area.drawn if settled is None else Meters(settled.drawn, area.drawn.gain)
     # A fitted loss has the meters' usual gain error in it, so what is left has it no more.
-    sides = (_no_gain(head), _no_gain(drawn)) if found.how == "fitted" else (head, drawn)
+    sides = (_no_gain(area.head), _no_gain(drawn)) if found.how == "fitted" else (area.head, drawn)
 
     def over(window: Index) -> Balance:
         return balance.balance(
-            *sides, fed_in, found.wh, window, use=use, step_s=measured.step_s, errors=options.errors,
-            limits=limits_of(folder, area_id, options), technical_sd_wh=found.sd_wh(window) if found.sd_wh else None,
-            why=found.why, why_never=never,
+            *sides, area.fed_in, found.wh, window, use=area.use, step_s=folder.measurements.step_s,
+            errors=options.errors, limits=limits_of(folder, area.area_id, options),
+            technical_sd_wh=found.sd_wh(window) if found.sd_wh else None, why=found.why, why_never=area.never,
         )  # fmt: skip
 
+    steps = len(area.use)
     whole = over(np.zeros(steps, np.intp))
     rest_wh = rest_sd_wh = np.nan
     if settled is not None:
         rest_wh = float(settled.rest_wh.sum())
         rest_sd_wh = float(np.hypot((whole.hi_wh[0] - whole.lo_wh[0]) / 2 / balance.Z80, settled.gap_sd_wh))
-    volts = None
+    volts = tree = None
     if found.flow is not None:
-        limits = options.voltage_low, options.voltage_high
-        volts = technical.voltages(found.flow, folder, area_id, days.day, days.day_start, *limits)
+        tree = technical.tree(found.flow, folder, area.area_id)
+        if found.voltage_pu is not None:
+            limits = options.voltage_low, options.voltage_high
+            volts = technical.voltages(
+                found.flow, found.voltage_pu, folder, area.area_id, days.day, days.day_start, *limits
+            )
     return AreaRun(
-        area_id, tuple(rows[i].meter_id for i in drawing), found.how, found.why, use, supplied_wh,
-        float(head.gain.mean()) if heads else 0.0, drawn.filled, found.wh,
-        over(np.arange(steps)), over(days.day), over(days.month), whole, over, rest_wh, rest_sd_wh, volts,
-        technical.tree(found.flow, folder, area_id) if found.flow else None,
+        area.area_id, area.customers, found.how, found.why, area.use, area.supplied_wh, drawn.filled, found.wh,
+        over(np.arange(steps)), over(days.day), over(days.month), whole, over, rest_wh, rest_sd_wh, volts, tree,
+        suspects, doubts,
     )  # fmt: skip
+
+
+def _for_localise(area: _Area, folder: Folder, days: Calendar) -> AreaBalance:
+    mine = [folder.meters.rows[i] for i in area.drawing]
+    three_phase = np.array([len(meter.phases) == 3 for meter in mine])
+    drawn = area.drawn.filled if area.settled is None else area.settled.drawn
+    return AreaBalance(
+        supplied_wh=np.where(area.use, area.supplied_wh, np.nan),
+        customer_wh=drawn.wh,
+        technical_wh=area.found.wh,
+        customer_sd_wh=drawn.sd_wh,
+        step_s=folder.measurements.step_s,
+        first_step_of_day=days.first_step_of_day,
+        supply_gain_sd=float(area.head.gain.mean()),
+        customer_gain_sd=float(np.mean([balance.gain_sd(meter.accuracy_class, supply=False) for meter in mine])),
+        three_phase=None if three_phase.all() else three_phase,  # all: what an unknown one says
+        ct_ratio=np.array([meter.ct_ratio for meter in mine]),
+    )
 
 
 def _technical(
@@ -243,14 +316,19 @@ def _technical(
     """By flow where the network is known, else fitted on the area's own past, else none; with the reason."""
     why = ""
     measured = folder.measurements
-    steps_per_day = max(1, 86_400 // measured.step_s)
+    steps_per_day = _steps_per_day(folder)
     drawn_wh = sides[1].filled.wh
     if not options.fit:
-        flow = technical.area_flow(folder, area_id, *columns, options.errors.clock_s)
-        solved = flow if isinstance(flow, str) else flow.solve(sides[1].filled, supplied_wh, use, steps_per_day)
-        if not isinstance(flow, str) and not isinstance(solved, str):
-            return _Technical("flow", "", solved, None, flow)
-        why = f"{solved}; "
+        flow = technical.area_flow(folder, area_id, *columns)
+        if isinstance(flow, str):
+            why = f"{flow}; "
+        else:
+            solved = flow.solve(
+                sides[1].filled, supplied_wh, use, steps_per_day=steps_per_day, clock_s=options.errors.clock_s
+            )
+            if not isinstance(solved, str):
+                return _Technical("flow", "", solved.wh, None, flow)
+            why = f"{solved}; "
     each = np.arange(len(measured.time))
     variances = [_no_gain(side).variance(use, each, options.errors, measured.step_s) for side in sides]
     total_wh = drawn_wh[use].sum(axis=0)
@@ -278,6 +356,10 @@ def _technical(
         fitted.technical_wh,
         sd_wh,
     )
+
+
+def _steps_per_day(folder: Folder) -> int:
+    return max(1, 86_400 // folder.measurements.step_s)
 
 
 def _never(
@@ -337,135 +419,3 @@ def _phase_share(phases: Sequence[str]) -> Array | None:
     """(M, 3) equal shares of each meter's phases; None when all are three-phase, which is what an unknown one says."""
     share = np.array([[letter in name for letter in _PHASES] for name in phases], np.float64)
     return None if share.all() else share / share.sum(axis=1, keepdims=True)
-
-
-_UTC: Final = pa.timestamp("us", tz="UTC")
-_WH: Final = ("supplied_wh", "delivered_wh", "technical_wh", "unexplained_wh")
-
-
-def losses_table(runs: Sequence[AreaRun], starts: NDArray[np.datetime64], which: str) -> pa.Table:
-    """losses.parquet and its like by day and month; which: intervals | days | months."""
-    return pa.concat_tables([_losses(area.area_id, getattr(area, which), starts) for area in runs])
-
-
-def _losses(name: str, found: Balance, starts: NDArray[np.datetime64]) -> pa.Table:
-    columns = {key: pa.array(getattr(found, key), from_pandas=True) for key in _WH}
-    return pa.table(
-        {
-            "area_id": pa.array([name] * len(starts), pa.string()),
-            "time": pa.array(starts, _UTC),
-            **columns,
-            "unexplained_lo_wh": pa.array(found.lo_wh, from_pandas=True),
-            "unexplained_hi_wh": pa.array(found.hi_wh, from_pandas=True),
-            "state": pa.array(np.array(STATES)[found.state]),
-            "reason": pa.array(found.reason, pa.string()),
-            "aligned": pa.array(found.aligned),
-        }
-    )
-
-
-def sums_table(runs: Sequence[AreaRun], folder: Folder, options: Options, days: Calendar) -> pa.Table | None:
-    """sums.parquet: feeders and substations by day and month, each the sum of the areas below it in areas.csv."""
-    parent = {row.area_id: row.parent_id for row in folder.registry if row.parent_id}
-    below: dict[str, list[AreaRun]] = {}
-    for area in runs:
-        name, passed = parent.get(area.area_id), {area.area_id}
-        while name and name not in passed:
-            below.setdefault(name, []).append(area)
-            passed.add(name)
-            name = parent.get(name)
-    tables = []
-    for name, areas in below.items():
-        limits, names = limits_of(folder, name, options), [area.area_id for area in areas]
-        for period, starts in (("day", days.day_start), ("month", days.month_start)):
-            found = balance.together([getattr(area, f"{period}s") for area in areas], names, limits)
-            table = _losses(name, found, starts)
-            tables.append(table.append_column("period", pa.array([period] * len(starts), pa.string())))
-    return pa.concat_tables(tables) if tables else None
-
-
-def suspects_table(runs: Sequence[AreaRun], time: NDArray[np.datetime64]) -> pa.Table:
-    """suspects.parquet: every customer, the likeliest first; ``kind`` is empty unless the evidence names it."""
-    tables = []
-    for area in runs:
-        found = area.suspects
-        if found is None:
-            continue
-        order = np.argsort(-found.score, kind="stable")
-        step = np.asarray(found.since_step)[order]
-        named = np.asarray(found.named)[order]
-        tables.append(
-            pa.table(
-                {
-                    "area_id": pa.array([area.area_id] * len(order)),
-                    "meter_id": pa.array(np.array(area.customers)[order]),
-                    "rank": pa.array(np.arange(1, len(order) + 1)),
-                    "score": pa.array(found.score[order]),
-                    "kind": pa.array(np.where(named, np.array(found.kind)[order], "")),
-                    "stolen_wh": pa.array(found.stolen_wh[order]),
-                    "stolen_lo_wh": pa.array(found.lo_wh[order]),
-                    "stolen_hi_wh": pa.array(found.hi_wh[order]),
-                    "since": pa.array(time[np.clip(step, 0, len(time) - 1)], _UTC, mask=step < 0),
-                    "evidence": pa.array([found.evidence[i] for i in order]),
-                    "named": pa.array(named),
-                }
-            )
-        )
-    return pa.concat_tables(tables) if tables else _NO_SUSPECTS.empty_table()
-
-
-_NO_SUSPECTS: Final = pa.schema(
-    [
-        ("area_id", pa.string()),
-        ("meter_id", pa.string()),
-        ("rank", pa.int64()),
-        ("score", pa.float64()),
-        ("kind", pa.string()),
-        ("stolen_wh", pa.float64()),
-        ("stolen_lo_wh", pa.float64()),
-        ("stolen_hi_wh", pa.float64()),
-        ("since", _UTC),
-        ("evidence", pa.string()),
-        ("named", pa.bool_()),
-    ]
-)
-
-
-def customers_table(runs: Sequence[AreaRun], folder: Folder, days: Calendar) -> pa.Table:
-    """Net Wh of each customer and day, missing intervals filled."""
-    node = {meter.meter_id: meter.node_id for meter in folder.meters.rows}
-    tables = []
-    for area in runs:
-        wh = balance.sums(area.drawn.wh, days.day)
-        count = len(days.day_start), len(area.customers)
-        tables.append(
-            pa.table(
-                {
-                    "area_id": pa.array([area.area_id] * wh.size),
-                    "time": pa.array(np.repeat(days.day_start, count[1]), _UTC),
-                    "meter_id": pa.array(list(area.customers) * count[0]),
-                    "node_id": pa.array([node[name] for name in area.customers] * count[0]),
-                    "wh": pa.array(wh.ravel(), from_pandas=True),
-                }
-            )
-        )
-    return pa.concat_tables(tables)
-
-
-def write(runs: Sequence[AreaRun], folder: Folder, options: Options, out: Path) -> None:
-    """OUT/losses.parquet (also by day and month), suspects.parquet, voltages.parquet."""
-    out.mkdir(parents=True, exist_ok=True)
-    time = folder.measurements.time
-    days = calendar(time, folder.measurements.step_s, options.zone)
-    pq.write_table(losses_table(runs, time, "intervals"), out / "losses.parquet")
-    pq.write_table(losses_table(runs, days.day_start, "days"), out / "losses_day.parquet")
-    pq.write_table(losses_table(runs, days.month_start, "months"), out / "losses_month.parquet")
-    if (sums := sums_table(runs, folder, options, days)) is not None:
-        pq.write_table(sums, out / "sums.parquet")
-    pq.write_table(suspects_table(runs, time), out / "suspects.parquet")
-    made = [area.voltages for area in runs if area.voltages is not None]
-    pq.write_table(pa.concat_tables(made) if made else technical.VOLTAGES.empty_table(), out / "voltages.parquet")
-    # What a picture needs beside them.
-    trees = [area.tree for area in runs if area.tree is not None]
-    pq.write_table(pa.concat_tables(trees) if trees else technical.TREE.empty_table(), out / "nodes.parquet")
-    pq.write_table(customers_table(runs, folder, days), out / "customers_day.parquet")

@@ -11,112 +11,53 @@ from numpy.typing import NDArray
 
 from cloud.engines.loss import network as model
 from cloud.engines.loss.balance import Filled, sums
-from cloud.engines.loss.flow import Flow, NoSolutionError, Placed, place, solve
-from cloud.engines.loss.gaps import settle
+from cloud.engines.loss.flow import NoSolutionError
+from cloud.engines.loss.pieces import Placed, place
+from cloud.engines.loss.technical import Technical, technical_loss
 from cloud.loss.folder import Folder, Line, Transformer
 
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 Mask = NDArray[np.bool_]
 
-# Where no reactive energy is measured: power factor 0.95 lagging.
-TAN_PHI: Final = float(np.tan(np.arccos(0.95)))
-_SHARE: Final = (-0.3, 1.0)  # of its load that an area may draw beside its records
 _PLAUSIBLE: Final = (0.8, 1.2)
-_CLOCK_MAX: Final = 0.4  # of an interval: a clock that is off by more mixes other intervals than the next
 PHASES: Final = "abc"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class AreaFlow:
-    """An area's network with its M customers on it; ``solve`` leaves the voltages in ``voltage_pu``."""
+    """An area's network with its M customers on it.  ``varh``: (T, M) or None.  ``source_pu``: at the head."""
 
     network: model.Network
     placed: Placed
-    step_h: float
     varh: Array | None
     source_pu: Array | float
-    clock_s: float = 0.0
-    voltage_pu: Array | None = None
 
-    def solve(self, drawn: Filled, supplied_wh: Array, use: Mask, steps_per_day: int) -> Array | str:
-        """(T,) Wh technical loss, or why there is none.
-
-        drawn: (T, M) net.  supplied_wh: (T,) NaN where unknown.  use: (T,) aligned.
-        What was drawn beside the records heats the wires as well: what each interval leaves unexplained is put on top
-        of every customer's import, and the flow solved again. Without it the loss that a theft causes would be taken
-        for theft. The first run's rest has that loss in it: losses grow with the square, twice their share.
-        ``clock_s`` gives back the swings that clocks took from the records.
-        """
-        active = np.ascontiguousarray(drawn.wh.T) / self.step_h
-        reactive = _reactive(drawn.wh, steps_per_day).T / self.step_h
-        if self.varh is not None:
-            reactive = np.where(np.isnan(self.varh.T), reactive, self.varh.T / self.step_h)
+    def solve(
+        self,
+        drawn: Filled,
+        supplied_wh: Array,
+        use: Mask,
+        *,
+        steps_per_day: int,
+        clock_s: float,
+        beside_wh: Array | None = None,
+        voltages: bool = False,
+    ) -> Technical | str:
+        """The engine's ``technical_loss`` of this area, or why there is none."""
         try:
-            flow = self._flow(active, reactive, voltages=False)
-            rest = settle(supplied_wh, drawn, flow.loss_w * self.step_h, use, steps_per_day).rest_wh / self.step_h
-            imported = np.maximum(active, 0).sum(axis=0)
-            share = rest / np.maximum(imported + 2 * (flow.loss_w - flow.no_load_w), 1.0)
-            scale = np.where(active > 0, 1 + np.clip(share, *_SHARE), 1.0)
-            active, reactive = active * scale, reactive * scale
-            flow = self._flow(active, reactive, voltages=True)
-            lost_w = flow.loss_w + self._damped(active, reactive, flow.loss_w)
+            return technical_loss(
+                self.placed, drawn, supplied_wh, use, steps_per_day=steps_per_day, varh=self.varh, beside_wh=beside_wh,
+                source_pu=self.source_pu, clock_s=clock_s, voltages=voltages,
+            )  # fmt: skip
         except NoSolutionError as error:
             return f"power flow: {error}"
-        self.voltage_pu = flow.voltage_pu
-        return np.asarray(lost_w * self.step_h, np.float64)
-
-    def _damped(self, active: Array, reactive: Array, loss_w: Array) -> Array | float:
-        """(T,) W of loss that records do not show because each meter's clock is off.
-
-        A meter that is the share l of an interval late or early records (1 − l) of one interval and l of the next: the
-        square of what it records misses l (1 − l) times the square of the step between the two. What such a step is
-        worth in losses is told by the flow half way: of a square, the mean of two less the middle is a quarter of it.
-        Power is taken as constant within an interval, as elsewhere; what swings inside of it no record shows.
-        """
-        off = min(self.clock_s / 3600 / self.step_h, _CLOCK_MAX)  # standard deviation of l, normal: E|l| − E l²
-        if off <= 0 or len(loss_w) < 2:
-            return 0.0
-        source = self.source_pu if isinstance(self.source_pu, float) else (self.source_pu[1:] + self.source_pu[:-1]) / 2
-        watts, vars_ = (np.ascontiguousarray((power[:, 1:] + power[:, :-1]) / 2) for power in (active, reactive))
-        half_way = solve(self.placed, watts, vars_, source_pu=source, voltages=False)
-        quarter = (loss_w[1:] + loss_w[:-1]) / 2 - half_way.loss_w
-        each = np.concatenate([quarter[:1], (quarter[1:] + quarter[:-1]) / 2, quarter[-1:]])
-        return np.asarray(4 * (off * (2 / np.pi) ** 0.5 - off**2) * each, np.float64)
-
-    def _flow(self, active: Array, reactive: Array, *, voltages: bool) -> Flow:
-        return solve(self.placed, active, reactive, source_pu=self.source_pu, voltages=voltages)
 
 
-def _reactive(drawn_wh: Array, steps_per_day: int) -> Array:
-    """(T, M) varh at power factor 0.95 of what is drawn.
-
-    A roof makes active power only: the reactive of the load behind it does not go away with the import. By day such a
-    load is taken as its own nights' times what the median of the customers without a roof has by day over by night.
-    """
-    drawn = np.maximum(drawn_wh, 0)
-    roof = (drawn_wh < 0).any(axis=0)
-    time_of_day = np.arange(len(drawn)) % steps_per_day
-    feeding = np.bincount(time_of_day, (drawn_wh < 0).any(axis=1), steps_per_day) > 0
-    night = ~feeding[time_of_day]
-    if roof.any() and not roof.all() and night.any():
-        usual = drawn[night].mean(axis=0)
-        others = ~roof & (usual > 0)
-        count = np.maximum(np.bincount(time_of_day, minlength=steps_per_day), 1)
-        by_time = np.stack([np.bincount(time_of_day, wh, steps_per_day) / count for wh in drawn[:, others].T], axis=1)
-        shape = np.median(by_time / usual[others], axis=1)[time_of_day] if others.any() else np.zeros(len(drawn))
-        behind = np.maximum(drawn[:, roof], shape[:, None] * usual[roof])
-        drawn[:, roof] = np.where(night[:, None], drawn[:, roof], behind)
-    return np.asarray(drawn * TAN_PHI, np.float64)
-
-
-def area_flow(
-    folder: Folder, area_id: str, heads: Sequence[int], drawing: Sequence[int], clock_s: float = 0.0
-) -> AreaFlow | str:
+def area_flow(folder: Folder, area_id: str, heads: Sequence[int], drawing: Sequence[int]) -> AreaFlow | str:
     """The network below the area's head meter, or why it cannot be computed.
 
     heads, drawing: positions of the supply meters, and of customers and generation, in the folder's meters.
-    clock_s: standard deviation of the meters' clocks.
     """
     rows = folder.meters.rows
     if not folder.nodes or not (folder.lines or folder.transformers):
@@ -153,8 +94,7 @@ def area_flow(
         varh = measured.imported_varh[:, drawing]
         if measured.exported_varh is not None:
             varh = varh - np.nan_to_num(measured.exported_varh[:, drawing])
-    source_pu = _source_pu(folder, heads, network.rated_v[0])
-    return AreaFlow(network, placed, measured.step_s / 3600, varh, source_pu, clock_s)
+    return AreaFlow(network, placed, varh, _source_pu(folder, heads, network.rated_v[0]))
 
 
 def _below(folder: Folder, root: str, area_id: str) -> tuple[list[Line], list[Transformer], float | None]:
@@ -253,17 +193,24 @@ VOLTAGES: Final = pa.schema(
 
 
 def voltages(
-    flow: AreaFlow, folder: Folder, area_id: str, day: Index, day_start: NDArray[np.datetime64], low: float, high: float
+    flow: AreaFlow,
+    voltage_pu: Array,
+    folder: Folder,
+    area_id: str,
+    day: Index,
+    day_start: NDArray[np.datetime64],
+    low: float,
+    high: float,
 ) -> pa.Table:
     """Volts to neutral of each node, phase and day: predicted, measured where a meter shows them, and violations.
 
-    low, high: limits in percent of rated.  ``difference_v``: measured − predicted over the intervals that have both.
-    ``below_limit``, ``above_limit``: intervals, of the measured voltage where there is one, else of the predicted.
+    voltage_pu: (N, F, T) over rated, as the flow found it.  low, high: limits in percent of rated.
+    ``difference_v``: measured − predicted over the intervals that have both.  ``below_limit``, ``above_limit``:
+    intervals, of the measured voltage where there is one, else of the predicted.
     """
-    assert flow.voltage_pu is not None
-    _, phases, steps = flow.voltage_pu.shape
+    _, phases, steps = voltage_pu.shape
     rated_v = np.asarray(flow.network.rated_v) / 3**0.5
-    predicted = np.moveaxis(flow.voltage_pu * rated_v[:, None, None], -1, 0).reshape(steps, -1)
+    predicted = np.moveaxis(voltage_pu * rated_v[:, None, None], -1, 0).reshape(steps, -1)
     measured = _measured(folder, area_id, flow.network, phases).reshape(steps, -1)
     present = np.flatnonzero(np.isfinite(predicted).any(axis=0))
     predicted, measured = predicted[:, present], measured[:, present]

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from cloud.engines.loss.balance import STATES
-from cloud.loss import folder, run
+from cloud.loss import folder, run, tables
 from cloud.loss.run import AreaRun, Options
 
 Array = NDArray[np.float64]
@@ -86,7 +86,7 @@ def test_areas_have_limits_of_their_own_and_are_summed_up(tmp_path: Path) -> Non
     )
     runs = found(tmp_path, meters, {"hA": 1.05 * a, "cA": a, "hB": 1.05 * b, "cB": b})
     assert [STATES[area.whole.state[0]] for area in runs] == ["high", "normal"]
-    run.write(runs, folder.read(tmp_path), Options(), tmp_path / "out")
+    tables.write(runs, folder.read(tmp_path), Options(), tmp_path / "out")
     rows = pq.read_table(tmp_path / "out/sums.parquet").to_pylist()
     assert {(row["area_id"], row["period"]) for row in rows} == {
         (name, period) for name in ("feeder", "station") for period in ("day", "month")

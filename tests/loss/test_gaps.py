@@ -5,8 +5,9 @@ import pytest
 from numpy.typing import NDArray
 
 from cloud.engines.loss.balance import Meters, aligned_steps, fill
+from cloud.engines.loss.flow import TAN_PHI
 from cloud.engines.loss.gaps import settle
-from cloud.loss.technical import TAN_PHI, _reactive
+from cloud.engines.loss.technical import _reactive
 
 Array = NDArray[np.float64]
 DAY = 96
@@ -53,6 +54,10 @@ def test_the_reactive_power_behind_a_roof_stays() -> None:
     sun = np.where((hour > 7) & (hour < 17), 300.0, 0.0)
     net = load.copy()
     net[:, 4] -= sun
-    varh = _reactive(net, DAY)
+    varh = _reactive(net, net < 0, DAY)
     np.testing.assert_allclose(varh, load * TAN_PHI, rtol=1e-6)
-    np.testing.assert_allclose(_reactive(load, DAY), load * TAN_PHI)
+    np.testing.assert_allclose(_reactive(load, load < 0, DAY), load * TAN_PHI)
+    # One wrong reading below zero is no roof.
+    wrong = load.copy()
+    wrong[500, 3] = -40.0
+    np.testing.assert_allclose(_reactive(wrong, wrong < 0, DAY), np.maximum(wrong, 0) * TAN_PHI)

@@ -1,12 +1,12 @@
 """Suspects told: kind, start, energy with its interval, and the evidence in words."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp
 from scipy.stats import norm
 
 from cloud.engines.loss.templates import FITTED_KINDS, NIGHT, NUMBER, PEAK, STILL_WH, inside
@@ -31,6 +31,7 @@ class Suspects:
     """Of an area's M customers. score: (M,) log odds of a fault; named: worth a visit; since_step: step of its start;
     stolen_wh: energy its book misses since then, negative where more is recorded than used, with its 80 % interval;
     of a wrong area: what its book has and another area supplies. evidence: in English and in Chinese.
+    unrecorded_wh: of those that stand out, (T,) what each likely draws here beside its record; less than 0: does not.
     """
 
     score: Array
@@ -42,12 +43,15 @@ class Suspects:
     named: NDArray[np.bool_]
     evidence: tuple[str, ...]
     evidence_zh: tuple[str, ...] = ()
+    unrecorded_wh: Mapping[int, Array] = field(default_factory=dict)
 
 
 def tell(problem: Problem, score: Array, weighed: Weighed, active: Sequence[Active]) -> Suspects:
     """score: (M,) log odds; weighed: each candidate beside the others; active: who stands out."""
     count, c = problem.count, problem.candidates
-    more = _beyond_columns(problem, weighed, active)
+    beyond = _beyond_columns(problem, weighed, active)
+    # Steps that nobody could compute miss as much as those around them.
+    scale = len(problem.usable) / max(int(problem.usable.sum()), 1)
     kinds, words = [], []
     since, answers = np.zeros(count, np.int64), np.zeros((count, 3))
     for who in range(count):
@@ -60,7 +64,8 @@ def tell(problem: Problem, score: Array, weighed: Weighed, active: Sequence[Acti
         lost, sd = amplitude * energy, weighed.amplitude_sd[:, mine] * np.abs(energy)
         kind_sd = np.array([KIND_SD[FITTED_KINDS[k]] for k in c.kind[mine]])
         share = np.exp(odds / TENDED - max(float(logsumexp(odds / TENDED)), -1e300))
-        lost = lost + np.where(c.kind[mine] == c.kind[mine[which]], more.get(who, 0.0), 0.0)
+        more = scale * float(beyond[who].sum()) if who in beyond else 0.0
+        lost = lost + np.where(c.kind[mine] == c.kind[mine[which]], more, 0.0)
         lost = np.where(c.kind[mine] == NUMBER["wrong_area"], -lost, lost)
         answers[who] = _mixture(share.ravel(), lost.ravel(), np.hypot(sd, kind_sd * lost).ravel())
         day = int(problem.starts[start])
@@ -73,8 +78,23 @@ def tell(problem: Problem, score: Array, weighed: Weighed, active: Sequence[Acti
     english, chinese = zip(*words, strict=True) if words else ((), ())
     return Suspects(
         score, tuple(kinds), since, answers[:, 1], answers[:, 0], answers[:, 2], named,
-        tuple(english), tuple(chinese),
+        tuple(english), tuple(chinese), _unrecorded(problem, score, active, beyond),
     )  # fmt: skip
+
+
+def _unrecorded(
+    problem: Problem, score: Array, active: Sequence[Active], beyond: Mapping[int, Array]
+) -> dict[int, Array]:
+    """By customer, over all steps of the record, as likely as it is."""
+    answer = {}
+    for one in active:
+        who = int(problem.candidates.customer[one.candidate])
+        if who < problem.count:
+            answer[who] = np.zeros(len(problem.area.supplied_wh))
+            span = slice(problem.first, problem.first + len(one.column))
+            taken = one.amplitude * one.column + beyond.get(who, 0.0)
+            answer[who][span] = float(expit(score[who])) * taken
+    return answer
 
 
 def _mixture(share: Array, mean: Array, sd: Array) -> tuple[float, float, float]:
@@ -95,14 +115,12 @@ def _mixture(share: Array, mean: Array, sd: Array) -> tuple[float, float, float]
     return min(ends[0], middle), middle, max(ends[1], middle)
 
 
-def _beyond_columns(problem: Problem, weighed: Weighed, active: Sequence[Active]) -> dict[int, float]:
-    """Wh that the balance misses in a suspect's hours beyond amplitude × column, shared by how badly columns fit."""
+def _beyond_columns(problem: Problem, weighed: Weighed, active: Sequence[Active]) -> dict[int, Array]:
+    """(T,) Wh that the balance misses in a suspect's hours beyond amplitude × column, by how badly columns fit."""
     variance = {int(problem.candidates.customer[a.candidate]): (a.misfit * a.amplitude * a.column) ** 2 for a in active}
     with np.errstate(divide="ignore"):
         whole = sum(variance.values(), np.zeros(len(problem.x))) + 1 / problem.usual
-    # Steps that nobody could compute miss as much as those around them.
-    scale = len(problem.usable) / max(int(problem.usable.sum()), 1)
-    return {who: scale * float((weighed.left * one / whole).sum()) for who, one in variance.items() if one.any()}
+    return {who: weighed.left * one / whole for who, one in variance.items() if one.any()}
 
 
 def _named_kind(problem: Problem, who: int, kind: str, day: int) -> str:
