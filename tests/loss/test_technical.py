@@ -9,7 +9,7 @@ import pytest
 from cloud.engines.loss.balance import Filled
 from cloud.engines.loss.technical import technical_loss
 from cloud.loss import folder, records, simulate
-from cloud.loss.technical import AreaFlow, area_flow
+from cloud.loss.technical import AreaFlow, area_flow, tree
 
 START = np.datetime64("2026-03-02")
 CLOCK_S = 60.0
@@ -92,3 +92,24 @@ def test_a_theft_costs_more_where_it_is_drawn(tmp_path: Path) -> None:
         for beside in (None, taken)
     )
     assert abs(placed) < 1e-6 < 1e-3 < abs(spread)
+
+
+def test_an_area_with_parallel_lines_is_computed_and_drawn_as_a_tree(tmp_path: Path) -> None:
+    [made] = simulate.generate(seed=43, areas=1, customers=40, days=2, difficulty="easy", faulty_share=0, start=START)
+    records.write([made], tmp_path, seed=43, start=START, gains=False)
+    read = folder.read(tmp_path)
+    wh = made.recorded_wh
+    drawn = Filled(wh, np.zeros_like(wh), np.zeros(wh.shape, np.bool_), np.ones(wh.shape[1]))
+    lost, trees = [], []
+    again = tuple(replace(line, line_id=f"{line.line_id}-2") for line in read.lines)
+    for lines in (read.lines, read.lines + again):
+        one = replace(read, lines=lines)
+        flow = area_flow(one, made.area_id, [0], list(range(1, 41)))
+        assert isinstance(flow, AreaFlow)
+        found = flow.solve(drawn, made.supplied_wh, np.ones(len(wh), np.bool_), steps_per_day=96, clock_s=0.0)
+        assert not isinstance(found, str), found
+        lost.append(found.wh.sum())
+        trees.append(tree(flow, one, made.area_id))
+    assert 0.2 * lost[0] < lost[1] < 0.99 * lost[0]
+    assert trees[1].num_rows == trees[0].num_rows
+    assert trees[1]["parent_id"].null_count == 1
