@@ -25,14 +25,16 @@ def back(values: NDArray[Any], days: int) -> NDArray[Any]:
     return found
 
 
-def usual(load: Array, lead: int) -> Array:
+def usual(load: NDArray[Any], lead: int) -> NDArray[Any]:
     """The usual day (B, S, N) of each block: between the last week and the same weekdays."""
     week = _mean(load, [lead + 1 + i for i in range(WEEK)])
     same = _mean(load, [weeks(lead) + WEEK * i for i in range(4)])
-    return (week + same) / 2
+    week += same
+    week /= 2
+    return week
 
 
-def _mean(values: Array, days: list[int]) -> Array:
+def _mean(values: NDArray[Any], days: list[int]) -> NDArray[Any]:
     """Of the values so many blocks before each."""
     total = back(values, days[0])
     for ago in days[1:]:
