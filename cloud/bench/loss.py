@@ -180,11 +180,12 @@ Copy and run:
 @click.option(
     "--size",
     "sizes",
-    type=click.Choice(["5", "20", "50"]),
+    type=click.Choice(["5", "20", "50", "drawn"]),
     multiple=True,
     default=["20"],
     show_default=True,
-    help="balance, localise: percent of a faulty customer's energy that is not recorded; may be repeated.",
+    help="balance, localise: percent of a faulty customer's energy that is not recorded; may be repeated. drawn: one "
+    "of the three for each (balance alone).",
 )
 @click.option(
     "--peers", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="localise: peers.py with baselines."
@@ -220,13 +221,14 @@ def loss(
         raise click.ClickException('power-grid-model is not there; run: pip install "gridloom[bench]"')
     if part == "balance":
         folders = [networks / name for name in names] if networks else []
-        balanced = balance.balance(
-            folders, seeds, sizes=[int(size) / 100 for size in sizes], tell=lambda text: click.echo(text, err=True)
-        )
+        shares = [None if size == "drawn" else int(size) / 100 for size in sizes]
+        balanced = balance.balance(folders, seeds, sizes=shares, tell=lambda text: click.echo(text, err=True))
         for line in [json.dumps({"balance": balanced})] if as_json else balance.table(balanced):
             click.echo(line)
         return
     if part == "localise":
+        if "drawn" in sizes:
+            raise click.UsageError("--size drawn is for --part balance; localise: 5, 20 or 50")
         found = localise.localise(
             seeds, sizes, peers=localise.load_peers(peers) if peers else None, keep=keep,
             tell=lambda text: click.echo(text, err=True),
