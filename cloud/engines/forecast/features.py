@@ -34,6 +34,20 @@ def usual(load: NDArray[Any], lead: int) -> NDArray[Any]:
     return week
 
 
+def take_usual(x: NDArray[Any], lead: int) -> None:
+    """Take from x (B, …) its own usual day, in place: of many columns a block at a time, which the cache can hold."""
+    week, same = [lead + 1 + i for i in range(WEEK)], [weeks(lead) + WEEK * i for i in range(4)]
+    for block in reversed(range(len(x))):
+        usual_day = np.zeros_like(x[0])
+        for days in week, same:
+            total = x[max(block - days[0], 0)] + x[max(block - days[1], 0)]
+            for ago in days[2:]:
+                total += x[max(block - ago, 0)]
+            total /= 2 * len(days)
+            usual_day += total
+        x[block] -= usual_day
+
+
 def _mean(values: NDArray[Any], days: list[int]) -> NDArray[Any]:
     """Of the values so many blocks before each."""
     total = back(values, days[0])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 from cloud.engines.forecast.blocks import HOLIDAY, KINDS, Blocks
-from cloud.engines.forecast.features import usual
+from cloud.engines.forecast.features import take_usual, usual
 from cloud.engines.forecast.inputs import Array
 from cloud.engines.forecast.weather import Weather, seen
 
@@ -37,7 +37,7 @@ def structure(blocks: Blocks, lead: int, first: int, scale: Array, *, change: bo
     y: NDArray[np.float32] = (blocks.filled / scale[:, None]).transpose(0, 2, 1).astype(x.dtype)
     ordinary = usual(y, lead) if change else np.zeros_like(y)
     if change:
-        x -= usual(x, lead)
+        take_usual(x, lead)
         y = y - ordinary
     found = np.full((count, steps, series), np.nan)
     width = x.shape[2]
