@@ -135,7 +135,7 @@ def split(folder: Folder, areas: Sequence[Booked], by_voltage: Mapping[str, Doub
             seen = Behind(seen.share[:, good], seen.sd[:, good], seen.doubted[:, good])
         kept.append(checks)
         mended = checks.registered ^ seen.doubted
-        unseen = seen.doubted.any(axis=1) & ~mended.any(axis=1)
+        unseen: Mask = np.asarray(seen.doubted.any(axis=1) & ~mended.any(axis=1))
         if unseen.any():
             # Whom the head sees stands before the check meters, whom it does not elsewhere.
             everybody = np.ones((len(area.customers), 1), np.bool_)
