@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cloud.bench.oracle import Oracle
-from cloud.engines.loss.flow import NoSolutionError, place, solve, technical_loss
+from cloud.engines.loss.flow import NoSolutionError, place, solve
 from cloud.engines.loss.network import Line, Network, NetworkError, Transformer, compile_network
 
 TRANSFORMER = Transformer("hv", "lv", 400, 10_500, 400, 600, 4_000, 4)
@@ -61,15 +61,6 @@ def test_one_line_worked_by_hand() -> None:
     assert flow.voltage_pu is not None
     assert flow.voltage_pu[1, 0, 0] == pytest.approx(voltage_pu, abs=1e-9)
     assert flow.loss_w[0] == pytest.approx(10_000**2 * 0.1 / (400 * voltage_pu) ** 2, rel=1e-7)
-
-
-def test_energy_without_reactive_readings_is_taken_at_power_factor_0_95(network: Network) -> None:
-    column = np.array([network.node["b"], network.node["c"], network.node["c"]])
-    drawn_wh = np.array([[2_000.0, 1_000, 500]])
-    known = technical_loss(network, column, drawn_wh, drawn_wh * np.tan(np.arccos(0.95)), 0.25)
-    unknown = technical_loss(network, column, drawn_wh, np.full((1, 3), np.nan), 0.25)
-    np.testing.assert_allclose(unknown, known)
-    assert 150 < unknown[0] < 400  # no-load alone is 150 Wh
 
 
 def test_scenarios_without_a_solution_are_named(network: Network) -> None:

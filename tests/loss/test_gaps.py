@@ -5,9 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from cloud.engines.loss.balance import Meters, aligned_steps, fill
-from cloud.engines.loss.flow import TAN_PHI
 from cloud.engines.loss.gaps import settle
-from cloud.engines.loss.technical import _reactive
+from cloud.engines.loss.technical import TAN_PHI, _reactive
 
 Array = NDArray[np.float64]
 DAY = 96

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from cloud.engines.loss.balance import Filled
+from cloud.engines.loss.network import Line, compile_network
+from cloud.engines.loss.pieces import place
 from cloud.engines.loss.technical import technical_loss
 from cloud.loss import folder, records, simulate
 from cloud.loss.technical import AreaFlow, area_flow, tree
@@ -113,3 +115,18 @@ def test_an_area_with_parallel_lines_is_computed_and_drawn_as_a_tree(tmp_path: P
     assert 0.2 * lost[0] < lost[1] < 0.99 * lost[0]
     assert trees[1].num_rows == trees[0].num_rows
     assert trees[1]["parent_id"].null_count == 1
+
+
+def test_energy_without_reactive_readings_is_taken_at_power_factor_0_95() -> None:
+    network = compile_network("source", [Line("source", "end", 100, 0.3, 0.1)], [])
+    wh = np.full((8, 1), 2_000.0)
+    drawn = Filled(wh, np.zeros_like(wh), np.zeros(wh.shape, np.bool_), np.ones(1))
+    known, some, none = (
+        technical_loss(
+            place(network, ["end"]), drawn, np.full(8, np.nan), np.zeros(8, np.bool_), steps_per_day=96, varh=varh
+        ).wh
+        for varh in (wh * np.tan(np.arccos(0.95)), np.where(np.arange(8)[:, None] < 4, np.nan, wh), None)
+    )
+    np.testing.assert_allclose(none, known)
+    np.testing.assert_allclose(some[:4], known[:4])
+    assert (some[4:] > known[4:]).all()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cloud.engines.loss.flow import technical_loss
+from cloud.engines.loss.flow import place, solve
 from cloud.engines.loss.network import Line, Transformer, compile_network
 from gateway import config
 from simulators import site
@@ -154,6 +154,6 @@ def test_our_engine_finds_the_truth_in_the_registry_and_the_registers(built: Sit
         ratio = np.array([int(r["ct_ratio"]) * int(r["pt_ratio"]) for r in customers])
         steps = np.diff(world.registers[index, first : first + QUARTERS + 1], axis=1)
         net = (steps[:, :, [0, 2]] - steps[:, :, [1, 3]]) * WH_PER_STEP * ratio[:, None, None]
-        column = np.array([network.node[r["node_id"]] for r in customers])
-        found = technical_loss(network, column, net[:, :, 0].T, net[:, :, 1].T, 0.25, SOURCE_PU).sum()
+        placed = place(network, [r["node_id"] for r in customers])
+        found = solve(placed, net[:, :, 0] * 4, net[:, :, 1] * 4, SOURCE_PU, voltages=False).loss_w.sum() / 4
         assert found == pytest.approx(truth["areas"][area][day.isoformat()]["technical_wh"], rel=0.005)

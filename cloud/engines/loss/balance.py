@@ -39,7 +39,7 @@ class Errors:
 
     ``clock_s``: offset of each meter.  ``resolution_wh``: of its register.  ``technical_share``: of the technical loss
     computed by flow (lengths, conductor temperature, power factor), as one factor for the area. On areas of the
-    fault generator, whose network is known exactly, it was 0.5 to 0.8 % (rms, 120 areas): whose theft, wrong area.
+    fault generator, whose network is known exactly, it was 0.1 % (rms) where nobody is fed from elsewhere.
     """
 
     clock_s: float = 60.0

@@ -13,10 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.engines.loss.network import Network
 from cloud.engines.loss.pieces import Piece, Placed, place
 
-__all__ = ["Flow", "NoSolutionError", "Placed", "place", "solve", "technical_loss"]
+__all__ = ["Flow", "NoSolutionError", "Placed", "place", "solve"]
 
 Array = NDArray[np.float64]
 Reals = NDArray[np.floating[Any]]
@@ -26,8 +25,8 @@ STEPS_MAX: Final = 100
 # Scenarios at once: small networks lose by calls when there are fewer, large ones by memory when there are more.
 CHUNK, CHUNK_LEAST, CHUNK_CELLS = 1024, 512, 1 << 18
 _ROUGH_MAX: Final = 12  # steps in single precision
-_NOISE_PU: Final = 1.5e-7  # what they leave, at least: too much for fewer steps in double precision than
-_EXPECTED_MAX: Final = 3
+_NOISE_PU: Final = 1.5e-7  # what they leave, at least
+_EXPECTED_MAX: Final = 3  # steps in double precision
 # How much of an error a step leaves grows with the load: as measured on the first chunk, and a quarter more, since the
 # loads of others may lie farther out. Not less than this, nor, where it is measured beside noise, than that:
 _FARTHER: Final = 1.25
@@ -35,8 +34,6 @@ _SHRINKS_TO, _SHRINKS_TO_AT_LEAST = 0.02, 0.1
 _SHRINKS_MEASURED: Final = 0.15  # more than that is worth to be measured on each chunk
 _MEASURED_PU: Final = 1e-11  # a change that tells
 _NAMED_MAX: Final = 5
-# Where no reactive energy is measured: power factor 0.95 lagging.
-TAN_PHI: Final = float(np.tan(np.arccos(0.95)))
 
 
 class NoSolutionError(ArithmeticError):
@@ -204,7 +201,8 @@ class _Solver:
         self.placed, self.size, self.rough, self.least = placed, size, 3, 1
         self._single = _Sweep(placed, size, np.float32)
         self._double = _Sweep(placed, size, np.float64)
-        self._short = False  # the chunk before needed more
+        self.noise = _NOISE_PU
+        self._short = self._raised = False  # the chunk before needed more, or has been given more
         self._drawn_at_source = np.zeros(size)
         width = len(placed.network.conductors[0])
         self._turn = np.exp(-2j / 3 * np.pi * np.arange(3)) if width == 3 else np.ones(1)
@@ -297,11 +295,8 @@ class _Solver:
         # The first step has no measure of how errors shrink but that of the first chunk.
         known = self._shrinks is not None and rough is not None
         shrinks = np.clip((self._shrinks or 0.0) * self._moved, _SHRINKS_TO, 1.0)
-        expected = _EXPECTED_MAX
-        while (
-            known and expected > 1 and (_NOISE_PU * shrinks ** (expected - 2) * _to_come(shrinks)).max() <= TOLERANCE_PU
-        ):
-            expected -= 1
+        expected = self._expected(shrinks) if known else _EXPECTED_MAX
+        at_most = shrinks
         change = rest = np.full(self.size, np.nan)
         for step in range(1, STEPS_MAX + 1):
             if step > 1 or rough is None:
@@ -321,7 +316,7 @@ class _Solver:
             rest = change * _to_come(shrinks)
             worst = rest.max(initial=0.0)
             if worst <= TOLERANCE_PU and (known or step > 2):
-                self._settle(step - expected)
+                self._settle(step - expected, at_most)
                 if not known:
                     self._learn(measured)
                 return np.zeros(0, np.intp)
@@ -329,14 +324,30 @@ class _Solver:
                 break
         return np.flatnonzero(~(rest <= TOLERANCE_PU))
 
-    def _settle(self, more: int) -> None:
-        """On the next chunk's steps in single precision, this one having needed some more in double than it should."""
+    def _expected(self, shrinks: Array) -> int:
+        """Steps in double precision after which the noise of single precision is no matter."""
+        for steps in range(1, _EXPECTED_MAX):
+            if (self.noise * shrinks ** (steps - 1) * _to_come(shrinks)).max() <= TOLERANCE_PU:
+                return steps
+        return _EXPECTED_MAX
+
+    def _settle(self, more: int, shrinks: Array) -> None:
+        """On the next chunk's steps in single precision, this one having needed ``more`` in double than expected."""
         known = self._shrinks is not None
         if more > 1 or (more and self._short):
-            self.rough = min(self.rough + max(more - 1, 1), _ROUGH_MAX)
+            expected = self._expected(shrinks)
+            self.noise *= 2
+            if known and self._raised and self._expected(shrinks) > expected:
+                # One more was no help: it is noise that is left.
+                self.rough, self._raised = max(self.rough - 1, 1), False
+            else:
+                self.noise /= 2
+                self.rough, self._raised = min(self.rough + max(more - 1, 1), _ROUGH_MAX), known
             self.least = self.rough if known else 1
-        elif known and not more and self.rough > self.least:
-            self.rough -= 1
+        elif known and not more:
+            self._raised = False
+            if self.rough > self.least:
+                self.rough -= 1
         self._short = known and more > 0
 
     def collect(self, sums: Array, voltage: Array | None) -> None:
@@ -375,23 +386,3 @@ def _magnitude(re_im: Array) -> Array:
     square += re_im[1] * re_im[1]
     np.sqrt(square, out=square)
     return square
-
-
-def technical_loss(
-    network: Network,
-    column: NDArray[np.intp],
-    drawn_wh: Array,
-    drawn_varh: Array,
-    interval_h: float,
-    source_pu: Array | float = 1.0,
-) -> Array:
-    """Wh lost in wires and transformers per interval.
-
-    column: (M,) node of each meter.  drawn_wh, drawn_varh: (T, M) import less export; varh NaN: power factor 0.95.
-    source_pu: (T,) or one voltage magnitude at the source.
-    Returns (T,) Wh. Load is taken as even within an interval, which is a little less than was really lost.
-    """
-    reactive = np.where(np.isnan(drawn_varh), np.abs(drawn_wh) * TAN_PHI, drawn_varh)
-    placed = place(network, [network.nodes[i] for i in column])
-    flow = solve(placed, drawn_wh.T / interval_h, reactive.T / interval_h, source_pu, voltages=False)
-    return flow.loss_w * interval_h

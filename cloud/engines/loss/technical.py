@@ -7,12 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloud.engines.loss.balance import Filled
-from cloud.engines.loss.flow import TAN_PHI, Placed, solve
+from cloud.engines.loss.flow import Placed, solve
 from cloud.engines.loss.gaps import settle
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
+# Where no reactive energy is measured: power factor 0.95 lagging.
+TAN_PHI: Final = float(np.tan(np.arccos(0.95)))
 _SHARE: Final = (-0.5, 1.0)  # of its records, drawn beside them: more is no theft but a wrong head meter
 _ROOF_SHARE: Final = 0.002  # of the intervals feed in, and more than one; fewer are wrong readings
 _CLOCK_MAX: Final = 0.4  # of an interval: a clock that is off by more mixes other intervals than the next
