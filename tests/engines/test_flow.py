@@ -117,3 +117,20 @@ def test_no_solution_crosses_processes() -> None:
     error = copy.copy(NoSolutionError(np.array([3, 5]), 9))  # by what pickle asks
     assert error.scenarios.tolist() == [3, 5]
     assert "2 of 9 scenarios" in str(error)
+
+
+@pytest.mark.parametrize("light", [0.0, 1e-3])
+def test_what_is_learnt_on_a_light_first_chunk_does_for_heavy_ones(network: Network, light: float) -> None:
+    """And for loads that lie elsewhere: idle for 1,100 scenarios, then loads near the station, then at the far end."""
+    rng = np.random.default_rng(11)
+    active_w = rng.uniform(0, 40e3, (5, 4400))
+    active_w[:, :1100] *= light
+    active_w[2:, 1100:2200] *= 0.01
+    active_w[:2, 2200:] *= 0.01
+    placed = place(network, NODES)
+    together = solve(placed, active_w, 0.3 * active_w)
+    assert together.voltage_pu is not None
+    for at in range(0, 4400, 97):
+        alone = solve(placed, active_w[:, [at]], 0.3 * active_w[:, [at]])
+        assert alone.voltage_pu is not None
+        np.testing.assert_allclose(together.voltage_pu[:, :, at], alone.voltage_pu[:, :, 0], rtol=0, atol=3e-8)

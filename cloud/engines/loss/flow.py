@@ -32,7 +32,7 @@ _EXPECTED_MAX: Final = 3  # steps in double precision
 _FARTHER: Final = 1.25
 _SHRINKS_TO, _SHRINKS_TO_AT_LEAST = 0.02, 0.1
 _SHRINKS_MEASURED: Final = 0.15  # more than that is worth to be measured on each chunk
-_MEASURED_PU: Final = 1e-11  # a change that tells
+_MEASURED_PU: Final = 1e-13  # a change that tells
 _NAMED_MAX: Final = 5
 
 
@@ -256,13 +256,13 @@ class _Solver:
         """Of this chunk: the drop of each port's voltage by the power drawn, by least squares; how an error shrinks."""
         level, source = self._drawn, np.hypot(*self._double.source.reshape(2, -1, self.size)).mean(axis=0)
         square = level @ level
-        if not square > 0:
+        heavy = (shrinks > 0) & (self._moved >= self._moved.mean())
+        if not (square > 0 and heavy.any()):
             return
         for i, piece in enumerate(self._double.pieces):
             unloaded = self._unloaded[piece.ports]
             profile = np.r_[unloaded.real, unloaded.imag]
             self._drop[i] = (self._double.voltage[i][: len(profile)] @ level - profile * (source @ level)) / square
-        heavy = (self._moved > 0) & (self._moved >= self._moved.mean())
         self._shrinks = _FARTHER * float((shrinks / self._moved).max(initial=0, where=heavy))
 
     def run(self) -> NDArray[np.intp]:
@@ -336,12 +336,11 @@ class _Solver:
         known = self._shrinks is not None
         if more > 1 or (more and self._short):
             expected = self._expected(shrinks)
-            self.noise *= 2
-            if known and self._raised and self._expected(shrinks) > expected:
-                # One more was no help: it is noise that is left.
+            if self._raised:
+                self.noise *= 2  # one more was no help
+            if known and self._expected(shrinks) > expected:
                 self.rough, self._raised = max(self.rough - 1, 1), False
             else:
-                self.noise /= 2
                 self.rough, self._raised = min(self.rough + max(more - 1, 1), _ROUGH_MAX), known
             self.least = self.rough if known else 1
         elif known and not more:
