@@ -79,6 +79,11 @@ class Blocks:
 def fill_forward(values: Array) -> Array:
     """Values (B, …) with each gap taken from the nearest earlier block; NaN before the first."""
     known = np.isfinite(values)
+    whole = known.reshape(len(values), -1).all(axis=1)
+    if whole.all():
+        return values
+    if (since := int(np.argmin(whole)) - 1) > 0:  # what is whole needs no filling
+        return np.concatenate([values[:since], fill_forward(values[since:])])
     block = np.arange(len(values)).reshape(-1, *[1] * (values.ndim - 1))
     latest = np.maximum.accumulate(np.where(known, block, 0), axis=0)
     return np.take_along_axis(values, latest, axis=0)
@@ -86,11 +91,13 @@ def fill_forward(values: Array) -> Array:
 
 def fill(load: Array) -> Array:
     """Gaps of (B, S, N) from earlier blocks; those before a series' first block from that."""
+    filled = fill_forward(load)
+    if np.isfinite(filled).all():
+        return filled
     began = np.argmax(np.isfinite(load).any(axis=2), axis=0)
     birth = load[began, np.arange(load.shape[1])]  # (S, N)
     count = np.isfinite(birth).sum(axis=1, keepdims=True)
     level = np.nansum(birth, axis=1, keepdims=True) / np.maximum(count, 1)
-    filled = fill_forward(load)
     return np.where(np.isnan(filled), np.where(np.isnan(birth), level, birth), filled)
 
 

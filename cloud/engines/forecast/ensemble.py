@@ -35,6 +35,8 @@ def weigh(errors: Array) -> Array:
     count, members, series, steps = errors.shape
     parts = parts_of(steps)
     shares = np.full((count, members, series, parts), 1 / members)
+    if members == 1:
+        return shares
     past = np.zeros((series, parts, members, members))
     weight = np.zeros(series)
     fade = 0.5 ** (1 / _HALF_LIFE)

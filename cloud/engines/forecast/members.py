@@ -91,7 +91,7 @@ def _regress(blocks: Blocks, first: int, last: int, on: Base, penalties: Sequenc
         else:
             own.append(np.clip(ordinary - np.nan_to_num(base), -bound, bound))
         count, series, steps = load.shape
-        told = np.empty((series, steps, len(own) + 1, count), np.float32)
+        told = np.empty((steps, series, len(own) + 1, count), np.float32).swapaxes(0, 1)
         for at, column in enumerate([*own, y]):
             told[:, :, at] = column.transpose(1, 2, 0)
         common = np.stack([np.ones_like(shared[0]), *shared])[:, :, 0].transpose(2, 0, 1).astype(np.float32)

@@ -43,25 +43,38 @@ def rolling_ridge(
     own, y = told[:, :, :-1], told[:, :, -1]
     known = np.isfinite(y)
     whole = bool(known[..., :last].all())
-    np.nan_to_num(y, copy=False)
-    # One for all series and steps, as the loads are scaled.
-    sizes = _sizes(own[..., :first], shared[..., :first], known[..., :first])
+    y[~known] = 0
+    some = max(1, _SLAB // steps)
+    slabs = [slice(start, start + some) for start in range(0, series, some)]
+    # Products of what is known before the first origin, with the shared columns and with each other.
+    acrosses = np.empty((series, steps, shared.shape[1], width), told.dtype)
+    withins = np.empty((series, steps, width, width), told.dtype)
+    for slab in slabs:
+        past = told[slab, ..., :first]
+        past = past if whole else past * known[slab, :, None, :first]
+        # Of all series of a step at once: a view where a step's series are beside each other in memory.
+        wide = shared[..., :first] @ past.swapaxes(0, 1).reshape(steps, -1, first).swapaxes(1, 2)
+        acrosses[slab] = wide.reshape(*wide.shape[:2], -1, width).transpose(2, 0, 1, 3)
+        np.matmul(past, past.swapaxes(2, 3), out=withins[slab])
+    # One size for all series and steps, as the loads are scaled.
+    own_sizes = np.einsum("snll->l", withins, dtype=float)[:-1]
+    of_all = np.einsum("ncb,nb->c", shared[..., :first].astype(float) ** 2, known[..., :first].sum(axis=0))
+    sizes = np.concatenate([of_all, own_sizes]) / known[..., :first].size + 1e-4
     count = last + 1 - first
     cuts = np.array_split(np.arange(first, last + 1), -(-count // _DAYS))
     blocks = [(int(days[0]), int(days[-1]) + 1) for days in cuts]
     inverses = [_inverses(shared, blocks, each.own * sizes[: 1 - width]) for each in penalties]
-    commons = [_common(told, shared, known, first, last, each, sizes) for each in penalties]
+    begun = acrosses, withins
+    commons = [_common(begun, told, shared, known, first, last, each, sizes) for each in penalties]
     found = np.empty((len(penalties), count, series, steps), told.dtype)
-    some = max(1, _SLAB // steps)
-    for slab in (slice(start, start + some) for start in range(0, series, some)):
+    for slab in slabs:
         learnt = told[slab] if whole else told[slab] * known[slab, :, None]
-        across = np.zeros((*learnt.shape[:2], shared.shape[1], width), told.dtype)
-        within = np.zeros((*learnt.shape[:2], width - 1, width), told.dtype)
-        done = 0
+        across, within, done = acrosses[slab], withins[slab, :, :-1], first
         for nth, (start, end) in enumerate(blocks):
             fresh = learnt[..., done:start].swapaxes(2, 3)
-            across += shared[..., done:start] @ fresh
-            within += learnt[:, :, :-1, done:start] @ fresh
+            if start > done:
+                across += shared[..., done:start] @ fresh
+                within += learnt[:, :, :-1, done:start] @ fresh
             done, seen = start, slice(start, end + lead)
             for at, (each, common) in enumerate(zip(penalties, commons, strict=True)):
                 pull = each.own * sizes[:, None]
@@ -73,13 +86,6 @@ def rolling_ridge(
                 )  # fmt: skip
                 found[at, start - first : end - first, slab] = new.transpose(2, 0, 1)
     return found
-
-
-def _sizes(own: Floats, shared: Floats, known: NDArray[np.bool_]) -> Floats:
-    """(C + L,) mean squares of the columns where the target is known."""
-    total = np.einsum("snlb,snlb,snb->l", own, own, known.astype(own.dtype), optimize=False)
-    of_all = np.einsum("ncb,nb->c", shared.astype(float) ** 2, known.sum(axis=0))
-    return np.concatenate([of_all, total]) / known.size + 1e-4
 
 
 def _inverses(shared: Floats, blocks: Sequence[tuple[int, int]], pull: Floats) -> list[Floats]:
@@ -149,23 +155,25 @@ def _innovations(
 
 
 def _common(
-    told: Floats, shared: Floats, known: NDArray[np.bool_], first: int, last: int, penalty: Penalty, sizes: Floats
-) -> Floats:
+    begun: tuple[Floats, Floats], told: Floats, shared: Floats, known: NDArray[np.bool_], first: int, last: int,
+    penalty: Penalty, sizes: Floats,
+) -> Floats:  # fmt: skip
     """Coefficients (N, C + L, E) that all series have in common at each step, of fits before each origin.
 
-    A fit at one step sees the steps of an hour to both sides.
+    A fit at one step sees the steps of an hour to both sides.  begun: products (S, N, C, L + 1) and
+    (S, N, L + 1, L + 1) of what was before the first origin.
     """
     _, steps, alone, _ = told.shape
     if penalty.common is None:
         return np.zeros((steps, len(sizes), last + 1 - first))
     # Products of columns that all series see alike need but the sums over these.
-    some, total = shared.shape[1], np.empty((steps, alone, last))
+    some, total = shared.shape[1], np.empty((steps, alone, last - first))
     own = np.empty((last + 1 - first, steps, alone - 1, alone))
+    own[0] = begun[1][:, :, :-1].sum(axis=0, dtype=float)
     for step in range(steps):
-        rows = told[:, step, :, :last] * known[:, step, None, :last]
-        total[step] = rows.sum(axis=0)
-        own[0, step] = (rows[:, :-1, :first] @ rows[..., :first].swapaxes(1, 2)).sum(axis=0)
-        late = np.ascontiguousarray(rows[..., first:].transpose(2, 1, 0))
+        late = told[:, step, :, first:last] * known[:, step, None, first:last]
+        total[step] = late.sum(axis=0)
+        late = np.ascontiguousarray(late.transpose(2, 1, 0))
         own[1:, step] = late[:, :-1] @ late.swapaxes(1, 2)
     own = _near(own.swapaxes(0, 1)).swapaxes(0, 1)
     count = known[..., :last].sum(axis=0)
@@ -176,12 +184,12 @@ def _common(
     coefficients = np.empty((steps, len(sizes), len(own)))
     past = shared[..., :first].astype(float)
     system[:, :some, :some] = _near((past * count[:, None, :first]) @ past.swapaxes(1, 2))
-    system[:, :some, some:] = _near(past @ total[..., :first].swapaxes(1, 2))
+    system[:, :some, some:] = _near(begun[0].sum(axis=0, dtype=float))
     for at, inner in enumerate(own):
         if at:
             rows = shared[..., first + at - 1].astype(float)[around]  # (N, steps around, C)
             system[:, :some, :some] += (rows * count[around, first + at - 1, None]).swapaxes(1, 2) @ rows
-            system[:, :some, some:] += rows.swapaxes(1, 2) @ total[..., first + at - 1][around]
+            system[:, :some, some:] += rows.swapaxes(1, 2) @ total[..., at - 1][around]
         system[:, some:, :some] = system[:, :some, some:-1].swapaxes(1, 2)
         system[:, some:, some:] += inner
         coefficients[..., at] = np.linalg.solve(system[..., :-1] + pull, system[..., -1:])[..., 0]
