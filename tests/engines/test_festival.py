@@ -45,8 +45,10 @@ def missed(inputs: Inputs, days: np.ndarray) -> float:
 def test_one_occurrence_teaches_the_next_whatever_its_date(net: bool) -> None:
     festival, after = np.arange(SECOND, SECOND + 8), np.arange(SECOND + 8, SECOND + 16)
     told, untold = made(net=net), made(told=False, net=net)
-    assert missed(told, festival) < 0.4 * missed(untold, festival)
+    # Untold, the quantiles' middle learns half of the fall within its eight days.
+    assert missed(told, festival) < 0.7 * missed(untold, festival)
     assert missed(told, after) < 0.6 * missed(untold, after)
+    assert missed(told, festival) < 1.7  # of 28
 
 
 @pytest.mark.parametrize("late", [0, 6])

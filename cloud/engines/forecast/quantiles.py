@@ -1,9 +1,10 @@
 """Quantiles from what the ensemble itself has missed at earlier origins, known when the forecast is made.
 
 How large an error will be is a log-linear regression shared by all series: on the recent errors of that hour, on how
-far the members are apart and on the forecast itself.  Errors divided by that have their own quantiles by series and
-part of the day, pulled to those of all.  Their width is then corrected online by what they covered so far (adaptive
-conformal inference: Gibbs and Candes 2021), and their middle is moved to the past median as far as that has helped.
+far the members are apart and on the forecast itself.  Errors divided by that have the quantiles of those made when
+things were alike: how high the forecast is, how far from it the latest load, how many hours ahead.  Their width is then
+corrected online by what they covered so far (adaptive conformal inference: Gibbs and Candes 2021), and their middle is
+moved to the past median as far as that has helped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from cloud.engines.forecast.ensemble import parts_of
+from cloud.engines.forecast import alike
 from cloud.engines.forecast.inputs import Array
 
-Relative = NDArray[np.float32]  # errors to their expected size: sorted, and many
+HOURS_PER_DAY: Final = 24
+Relative = NDArray[np.float32]  # errors to their expected size: many
 _HALF_LIFE: Final = 14.0  # days of the recent size
 _WHOLE_SIZE: Final = 0.1  # of it comes from the whole day
 _MEMORY: Final = 60.0  # half-life of the regression, days
@@ -25,12 +27,16 @@ _GUESS: Final = np.array([0.0, 0.9, 0.0, 0.0])
 _FREE: Final = 1e-6  # of the prior on the intercept
 _SAMPLE: Final = 20_000  # errors a day that the regression looks at
 _BOUND: Final = 2.0  # of a logarithm
-_WHOLE: Final = 0.5  # of the quantiles come from the whole day
-_POOL: Final = 40.0  # days of evidence for the quantiles of all series
+_HIGH: Final = 0.5  # width of the kernel on how high the forecast is, of its deviation
+_AWAY: Final = 0.5  # … on how far the latest load is from it
+_LATE: Final = 0.5  # … on the logarithm of the hours since the origin
+_FAR: Final = 2.5  # deviations
+_MOVED: Final = 1.0  # expected errors, at most, of the middle: what was never seen is not to be trusted further
+_STEPS: Final = 36  # of a day, above which an hour's steps share a distribution
 _DAYS: Final = 56
 _BURN: Final = 2  # days until a size says something
 _BEGIN: Final = 7  # origins until coverage is judged
-_REFIT: Final = 7  # days between quantiles that are only judged
+_JUDGED: Final = 3  # days between quantiles that are only judged
 _WIDE: Final = 0.5  # as much wider for few days as conformal prediction is
 _INSIDE: Final = (0.1, 0.9)
 _GAIN: Final = 0.2  # of the logarithm of the width, for a day that covered all or nothing; own and of all
@@ -47,15 +53,20 @@ def offsets(
     point, apart: (E, S, N) the forecasts, and how far the members were apart.
     """
     count, series, steps = errors.shape
-    parts = parts_of(steps)
     scale = np.stack(list(_sizes(errors, point, apart, lead)))
+    seen = steps if steps <= _STEPS else gcd(steps, HOURS_PER_DAY)
+    each = steps // seen
     with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.where(scale > 0, errors / scale, np.nan).astype(np.float32).reshape(count, series, parts, -1)
+        relative = np.where(scale > 0, errors / scale, np.nan).astype(np.float32)[:, :, each // 2 :: each]
+        away = (_latest(point + errors, lead)[..., None] - point) / scale
+    kernels = [
+        (values[:, :, each // 2 :: each].astype(np.float32), width) for values, width in ((point, _HIGH), (away, _AWAY))
+    ]
+    late = np.log1p((np.arange(seen) + 0.5) * HOURS_PER_DAY / seen + HOURS_PER_DAY * lead) / _LATE
     asked = np.array([*_INSIDE, 0.5, *levels])
     begin = min(first, _BEGIN + lead)
     wider = np.zeros(series)  # logarithm
     misses = np.zeros(3)  # of the middle moved by nothing, half and all of the way
-    shape = np.zeros((series, parts, len(asked)))
     told: dict[int, tuple[Array, Array]] = {}
     middles = np.zeros((count - first, series, steps))
     found = np.zeros((count - first, series, steps, len(levels)))
@@ -63,32 +74,65 @@ def offsets(
         made = origin - lead - 1
         if made in told:
             _learn(relative[made], *told.pop(made), wider, misses)
-        if made >= 0 and (origin >= first or (origin - begin) % _REFIT == 0):
-            shape = _shape(relative[max(min(_BURN, made), made + 1 - _DAYS, 0) : made + 1], asked)
-        middle = shape[..., 2:3]
+        if made < 0 or (origin < first and (origin - begin) % _JUDGED):
+            continue
+        past = slice(max(min(_BURN, made), made + 1 - _DAYS, 0), made + 1)
+        days = past.stop - past.start
+        before, now = np.empty((days, series, seen, 3), np.float32), np.empty((series, seen, 3), np.float32)
+        for at, (values, width) in enumerate(kernels):
+            before[..., at], now[..., at] = _usual(values[past], values[origin], width)
+        before[..., 2] = now[..., 2] = late
+        level = np.clip(0.5 + (asked - 0.5) * (1 + _WIDE / days), 0.0, 1.0)
+        shape = alike.quantiles(relative[past], before, now, level).astype(float)
+        middle = np.clip(shape[..., 2:3], -_MOVED, _MOVED)
         centre = _part_of_the_way(misses) * middle
-        band = centre + (shape - middle) * np.exp(wider)[:, None, None]
+        band = centre + (shape - shape[..., 2:3]) * np.exp(wider)[:, None, None]
         told[origin] = band[..., :2], middle
         if origin >= first:
-            size = scale[origin].reshape(series, parts, -1)
+            size = scale[origin].reshape(series, seen, each)
             middles[origin - first] = np.nan_to_num(centre * size).reshape(series, steps)
-            wide = band[:, :, None, 3:] * size[..., None]
-            found[origin - first] = np.nan_to_num(wide).reshape(series, steps, -1)
+            found[origin - first] = np.nan_to_num(band[:, :, None, 3:] * size[..., None]).reshape(series, steps, -1)
     return middles, found
 
 
+def _latest(load: Array, lead: int) -> Array:
+    """(E, S) mean load (E, S, N) of the last hour known at each origin, which is in the block `lead` + 1 before its."""
+    count, _, steps = load.shape
+    hour = max(1, steps // HOURS_PER_DAY)
+    found = np.full(load.shape[:2], np.nan)
+    known = load[: max(count - lead - 1, 0)]
+    end = steps - np.argmax(np.isfinite(known)[..., ::-1], axis=2)[..., None]
+    hours = np.take_along_axis(known, np.maximum(end - np.arange(1, hour + 1), 0), axis=2)
+    there = np.isfinite(hours)
+    with np.errstate(invalid="ignore"):
+        found[lead + 1 :] = np.where(there, hours, 0.0).sum(axis=2) / there.sum(axis=2)
+    return found
+
+
+def _usual(past: Relative, now: Relative, width: float) -> tuple[Relative, Relative]:
+    """Values (D, S, N) and (S, N) as they differ from the series' past mean, in its deviations, bounded, and widths."""
+    known = np.isfinite(past)
+    count = np.maximum(known.sum(axis=(0, 2)), 1)[:, None]
+    mean = np.where(known, past, 0).sum(axis=(0, 2))[:, None] / count
+    apart = np.where(known, past - mean, 0)
+    spread = np.sqrt((apart**2).sum(axis=(0, 2))[:, None] / count)
+    per = 1 / (np.where(spread > 0, spread, 1) * width)
+    bound = _FAR / width
+    return np.clip(apart * per, -bound, bound), np.clip(np.nan_to_num((now - mean) * per), -bound, bound)
+
+
 def _learn(relative: Relative, inside: Array, middle: Array, wider: Array, misses: Array) -> None:
-    """Correct `wider` (S,) and count `misses` (3,) by one day's errors (S, P, n), given what had been told of them."""
+    """Correct `wider` (S,) and count `misses` (3,) by one day's errors (S, n), given what had been told of them."""
     known = np.isfinite(relative)
-    seen = known.sum(axis=(1, 2))
+    seen = known.sum(axis=1)
     if not seen.any():
         return
-    within = known & (relative >= inside[..., :1]) & (relative <= inside[..., 1:])
-    short = np.where(seen > 0, _INSIDE[1] - _INSIDE[0] - within.sum(axis=(1, 2)) / np.maximum(seen, 1), 0.0)
+    within = known & (relative >= inside[..., 0]) & (relative <= inside[..., 1])
+    short = np.where(seen > 0, _INSIDE[1] - _INSIDE[0] - within.sum(axis=1) / np.maximum(seen, 1), 0.0)
     wider *= _LEAK
     wider += _GAIN * (short + short.sum() / (seen > 0).sum())
     for way in range(3):
-        misses[way] += np.abs(np.where(known, relative - 0.5 * way * middle, 0.0)).sum() / seen.sum()
+        misses[way] += np.abs(np.where(known, relative - 0.5 * way * middle[..., 0], 0.0)).sum() / seen.sum()
 
 
 def _part_of_the_way(misses: Array) -> float:
@@ -153,32 +197,4 @@ def _near(values: Array) -> Array:
     upto = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
     step = np.arange(steps)
     found: Array = upto[:, np.minimum(step + hour + 1, steps)] - upto[:, np.maximum(step - hour, 0)]
-    return found
-
-
-def _shape(past: Relative, levels: Array) -> Array:
-    """(S, P, Q) quantiles of relative errors (D, S, P, n), pulled to those of the whole day and of all series."""
-    days, series, parts, _ = past.shape
-    level = np.clip(0.5 + (levels - 0.5) * (1 + _WIDE / days), 0.0, 1.0)
-    of_part = _quantiles(past.transpose(1, 2, 0, 3).reshape(series, parts, -1), level)
-    own = past.transpose(1, 0, 2, 3).reshape(series, 1, -1)
-    stride = max(1, past.shape[2] * past.shape[3] // 24)  # every hour is enough for the whole day
-    of_day = _quantiles(own[..., ::stride], level)
-    whole = past.reshape(-1)
-    of_all = _quantiles(whole[:: max(1, len(whole) // 1_000_000)], level)
-    mixed = (1 - _WHOLE) * np.where(np.isnan(of_part), of_day, of_part) + _WHOLE * of_day
-    own_share = days / (days + _POOL)
-    found: Array = own_share * np.where(np.isnan(mixed), of_all, mixed) + (1 - own_share) * of_all
-    return np.nan_to_num(found)
-
-
-def _quantiles(values: Relative, levels: Array) -> Array:
-    """(…, n) -> (…, Q), of what is finite; NaN where nothing is."""
-    ordered = np.sort(values, axis=-1)  # NaN last
-    count = np.isfinite(ordered).sum(axis=-1, keepdims=True)
-    at = levels * np.maximum(count - 1, 0)
-    low = np.floor(at).astype(np.int64)
-    high = np.minimum(low + 1, np.maximum(count - 1, 0))
-    below, above = np.take_along_axis(ordered, low, -1), np.take_along_axis(ordered, high, -1)
-    found: Array = below + (at - low) * (above - below)
     return found
