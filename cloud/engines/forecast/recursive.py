@@ -46,30 +46,19 @@ def rolling_ridge(
     y[~known] = 0
     some = max(1, _SLAB // steps)
     slabs = [slice(start, start + some) for start in range(0, series, some)]
-    # Products of what is known before the first origin, with the shared columns and with each other.
-    acrosses = np.empty((series, steps, shared.shape[1], width), told.dtype)
-    withins = np.empty((series, steps, width, width), told.dtype)
-    for slab in slabs:
-        past = told[slab, ..., :first]
-        past = past if whole else past * known[slab, :, None, :first]
-        # Of all series of a step at once: a view where a step's series are beside each other in memory.
-        wide = shared[..., :first] @ past.swapaxes(0, 1).reshape(steps, -1, first).swapaxes(1, 2)
-        acrosses[slab] = wide.reshape(*wide.shape[:2], -1, width).transpose(2, 0, 1, 3)
-        np.matmul(past, past.swapaxes(2, 3), out=withins[slab])
+    begun = _begin(told, shared, known, whole, slabs, first)
     # One size for all series and steps, as the loads are scaled.
-    own_sizes = np.einsum("snll->l", withins, dtype=float)[:-1]
-    of_all = np.einsum("ncb,nb->c", shared[..., :first].astype(float) ** 2, known[..., :first].sum(axis=0))
-    sizes = np.concatenate([of_all, own_sizes]) / known[..., :first].size + 1e-4
+    totals = np.einsum("ncc->c", begun.counted), np.einsum("snll->l", begun.within, dtype=float)[:-1]
+    sizes = np.concatenate(totals) / known[..., :first].size + 1e-4
     count = last + 1 - first
     cuts = np.array_split(np.arange(first, last + 1), -(-count // _DAYS))
     blocks = [(int(days[0]), int(days[-1]) + 1) for days in cuts]
-    inverses = [_inverses(shared, blocks, each.own * sizes[: 1 - width]) for each in penalties]
-    begun = acrosses, withins
+    inverses = [_inverses(begun.shared, shared, blocks, each.own * sizes[: 1 - width]) for each in penalties]
     commons = [_common(begun, told, shared, known, first, last, each, sizes) for each in penalties]
     found = np.empty((len(penalties), count, series, steps), told.dtype)
     for slab in slabs:
         learnt = told[slab] if whole else told[slab] * known[slab, :, None]
-        across, within, done = acrosses[slab], withins[slab, :, :-1], first
+        across, within, done = begun.across[slab], begun.within[slab, :, :-1], first
         for nth, (start, end) in enumerate(blocks):
             fresh = learnt[..., done:start].swapaxes(2, 3)
             if start > done:
@@ -88,9 +77,39 @@ def rolling_ridge(
     return found
 
 
-def _inverses(shared: Floats, blocks: Sequence[tuple[int, int]], pull: Floats) -> list[Floats]:
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """Products of all columns before the first origin: shared ones with each other (N, C, C), the same counted as often
+    as there are series that know the target, shared with own ones (S, N, C, L + 1), own ones (S, N, L + 1, L + 1)."""
+
+    shared: Floats
+    counted: Floats
+    across: Floats
+    within: Floats
+
+
+def _begin(
+    told: Floats, shared: Floats, known: NDArray[np.bool_], whole: bool, slabs: Sequence[slice], first: int
+) -> _Begun:
+    series, steps, width, _ = told.shape
+    across = np.empty((series, steps, shared.shape[1], width), told.dtype)
+    within = np.empty((series, steps, width, width), told.dtype)
+    for slab in slabs:
+        past = told[slab, ..., :first]
+        past = past if whole else past * known[slab, :, None, :first]
+        # Of all series of a step at once: a view where a step's series are beside each other in memory.
+        wide = shared[..., :first] @ past.swapaxes(0, 1).reshape(steps, -1, first).swapaxes(1, 2)
+        across[slab] = wide.reshape(*wide.shape[:2], -1, width).transpose(2, 0, 1, 3)
+        np.matmul(past, past.swapaxes(2, 3), out=within[slab])
+    rows = shared[..., :first].astype(float)
+    alike = rows @ rows.swapaxes(1, 2)
+    counted = series * alike if whole else (rows * known[:, :, None, :first].sum(axis=0)) @ rows.swapaxes(1, 2)
+    return _Begun(alike, counted, across, within)
+
+
+def _inverses(begun: Floats, shared: Floats, blocks: Sequence[tuple[int, int]], pull: Floats) -> list[Floats]:
     """(N, C, C) each of what the shared columns say before each of the blocks."""
-    gram, done, found = np.diag(pull) + np.zeros((len(shared), 1, 1)), 0, []
+    gram, done, found = begun + np.diag(pull), blocks[0][0], []
     for start, _ in blocks:
         fresh = shared[..., done:start].astype(float)
         gram += fresh @ fresh.swapaxes(1, 2)
@@ -155,13 +174,12 @@ def _innovations(
 
 
 def _common(
-    begun: tuple[Floats, Floats], told: Floats, shared: Floats, known: NDArray[np.bool_], first: int, last: int,
+    begun: _Begun, told: Floats, shared: Floats, known: NDArray[np.bool_], first: int, last: int,
     penalty: Penalty, sizes: Floats,
 ) -> Floats:  # fmt: skip
     """Coefficients (N, C + L, E) that all series have in common at each step, of fits before each origin.
 
-    A fit at one step sees the steps of an hour to both sides.  begun: products (S, N, C, L + 1) and
-    (S, N, L + 1, L + 1) of what was before the first origin.
+    A fit at one step sees the steps of an hour to both sides.
     """
     _, steps, alone, _ = told.shape
     if penalty.common is None:
@@ -169,26 +187,25 @@ def _common(
     # Products of columns that all series see alike need but the sums over these.
     some, total = shared.shape[1], np.empty((steps, alone, last - first))
     own = np.empty((last + 1 - first, steps, alone - 1, alone))
-    own[0] = begun[1][:, :, :-1].sum(axis=0, dtype=float)
+    own[0] = begun.within[:, :, :-1].sum(axis=0, dtype=float)
     for step in range(steps):
         late = told[:, step, :, first:last] * known[:, step, None, first:last]
         total[step] = late.sum(axis=0)
         late = np.ascontiguousarray(late.transpose(2, 1, 0))
         own[1:, step] = late[:, :-1] @ late.swapaxes(1, 2)
     own = _near(own.swapaxes(0, 1)).swapaxes(0, 1)
-    count = known[..., :last].sum(axis=0)
+    count = known[..., first:last].sum(axis=0)
     hour = max(1, steps // 24)
     around = (np.arange(steps)[:, None] + np.arange(-hour, hour + 1)) % steps
     system = np.zeros((steps, len(sizes), len(sizes) + 1))
     pull = np.diag(penalty.common * sizes)
     coefficients = np.empty((steps, len(sizes), len(own)))
-    past = shared[..., :first].astype(float)
-    system[:, :some, :some] = _near((past * count[:, None, :first]) @ past.swapaxes(1, 2))
-    system[:, :some, some:] = _near(begun[0].sum(axis=0, dtype=float))
+    system[:, :some, :some] = _near(begun.counted)
+    system[:, :some, some:] = _near(begun.across.sum(axis=0, dtype=float))
     for at, inner in enumerate(own):
         if at:
             rows = shared[..., first + at - 1].astype(float)[around]  # (N, steps around, C)
-            system[:, :some, :some] += (rows * count[around, first + at - 1, None]).swapaxes(1, 2) @ rows
+            system[:, :some, :some] += (rows * count[around, at - 1, None]).swapaxes(1, 2) @ rows
             system[:, :some, some:] += rows.swapaxes(1, 2) @ total[..., at - 1][around]
         system[:, some:, :some] = system[:, :some, some:-1].swapaxes(1, 2)
         system[:, some:, some:] += inner
