@@ -84,7 +84,8 @@ def _regress(blocks: Blocks, first: int, last: int, on: Base, penalties: Sequenc
         missed = measured - base
         bound = _bound(missed[:first])
         y = np.clip(missed, -bound, bound)
-        own = lags(np.clip(load - np.nan_to_num(base), -bound, bound), lead)
+        less = load - (base if on == "usual" else np.nan_to_num(base))
+        own = lags(np.clip(less, -bound, bound, out=less), lead)
         shared = calendar(blocks, lead)
         if on == "usual":
             shared += weather(seen, lead)
