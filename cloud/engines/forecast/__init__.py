@@ -40,6 +40,7 @@ MODEL_VERSION: Final = "2"
 DAYS_MIN: Final = 3
 _CELLS: Final = 1_000_000  # of history that are worked on at a time, about 1 GB
 _ROLLED: Final = 42  # origins before the first one, from whose errors weights and quantiles are learnt
+_QUICK: Final = 200_000  # series x steps of the day, above which quantiles are the quick ones
 _ALONE: Final = 28  # the same for one member alone, which has no weights to learn
 
 
@@ -73,9 +74,10 @@ def forecast(
     blocks = Blocks.cut(inputs, origins, horizon)
     series = inputs.load.shape[0]
     size = max(1, _CELLS // (blocks.load.shape[0] * blocks.steps_per_day))
+    quick = len(chosen) == 1 or series * blocks.steps_per_day > _QUICK
     slices = [slice(at, at + size) for at in range(0, series, size)]
     with ThreadPoolExecutor(workers) as pool:
-        parts = list(pool.map(lambda some: _forecast(blocks.of(some), horizon, chosen, levels), slices))
+        parts = list(pool.map(lambda some: _forecast(blocks.of(some), horizon, chosen, levels, quick), slices))
     return Forecasts(
         np.concatenate([part.point for part in parts], axis=1),
         np.concatenate([part.quantiles for part in parts], axis=1),
@@ -83,7 +85,9 @@ def forecast(
     )
 
 
-def _forecast(blocks: Blocks, horizon: int, members: Mapping[str, Member], levels: Sequence[float]) -> Forecasts:
+def _forecast(
+    blocks: Blocks, horizon: int, members: Mapping[str, Member], levels: Sequence[float], quick: bool
+) -> Forecasts:
     last = int(blocks.origins[-1])
     first = int(blocks.origins[0])
     first -= min(_ROLLED if len(members) > 1 else _ALONE, first // 2)
@@ -95,7 +99,7 @@ def _forecast(blocks: Blocks, horizon: int, members: Mapping[str, Member], level
     chosen_of, bands = [], []
     for lead in range(blocks.ahead):
         errors = blocks.load[first + lead : last + lead + 1] - point[:, lead]
-        middle, band = offsets(errors, point[:, lead], apart[:, lead], int(asked[0]), lead, levels)
+        middle, band = offsets(errors, point[:, lead], apart[:, lead], int(asked[0]), lead, levels, quick=quick)
         at = asked - asked[0]
         # A member asked for alone is given as it is.
         chosen_of.append(point[asked, lead] + (middle[at] if len(members) > 1 else 0.0))

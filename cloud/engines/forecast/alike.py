@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 Values = NDArray[np.float32]  # many
 _POOL: Final = 30.0  # days of evidence for the quantiles of all series
-_SAMPLE: Final = 2_000  # errors of all series
-_CHUNKS: Final = 56  # of errors in order, within which they count alike
+_SAMPLE: Final = 4_000  # errors of all series
+_CHUNKS: Final = 40  # of errors in order, within which they count alike
 _AT_ONCE: Final = 4_000_000  # weights
 _ANY: Final = 1e-4  # weight of what is not alike at all
 
