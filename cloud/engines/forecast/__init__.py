@@ -40,7 +40,7 @@ MODEL_VERSION: Final = "2"
 DAYS_MIN: Final = 3
 _CELLS: Final = 1_000_000  # of history that are worked on at a time, about 1 GB
 _ROLLED: Final = 56  # origins before the first one, from whose errors weights and quantiles are learnt
-_QUICK: Final = 200_000  # series x steps of the day, above which quantiles are the quick ones
+_QUICK: Final = 40_000  # series x steps of the day, above which quantiles are the quick ones
 _ALONE: Final = 28  # the same for one member alone, which has no weights to learn
 
 
