@@ -229,9 +229,7 @@ def _technical(
     drawn = record.meters(slice(None), which).filled
     while due.any() and nodes:
         try:
-            found = technical_loss(
-                area.network, nodes, drawn, record.varh[:, which], supplied_wh, due, source_pu
-            )
+            found = technical_loss(area.network, nodes, drawn, record.varh[:, which], supplied_wh, due, source_pu)
             technical_wh = np.where(due, found, np.nan)
             break
         except NoSolutionError as error:
