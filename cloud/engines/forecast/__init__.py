@@ -76,8 +76,15 @@ def forecast(
     size = max(1, _CELLS // (blocks.load.shape[0] * blocks.steps_per_day))
     quick = len(chosen) == 1 or series * blocks.steps_per_day > _QUICK
     slices = [slice(at, at + size) for at in range(0, series, size)]
-    with ThreadPoolExecutor(workers) as pool:
-        parts = list(pool.map(lambda some: _forecast(blocks.of(some), horizon, chosen, levels, quick), slices))
+
+    def part(some: slice) -> Forecasts:
+        return _forecast(blocks.of(some), horizon, chosen, levels, quick)
+
+    if len(slices) == 1 or workers == 1:
+        parts = [part(some) for some in slices]
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            parts = list(pool.map(part, slices))
     return Forecasts(
         np.concatenate([part.point for part in parts], axis=1),
         np.concatenate([part.quantiles for part in parts], axis=1),
